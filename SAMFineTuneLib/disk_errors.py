@@ -18,6 +18,7 @@ _LONG_NAME = "The name of {place} is too long for this disk; choose a shorter on
 _BAD_NAME = "{place} is not a valid name on this disk; choose another one."
 _OPEN = "{place} is open in another program; close it there and try again."
 _FILE_IN_PATH = "{place} cannot be made, because a part of its path is a file; choose another place."
+_NO_FOLDER = "The folder of {place} is not there and cannot be made; choose another place."
 _BROKEN = "The disk with {place} does not work properly ({reason}); check it and its connection."
 _NO_TEMPORARY = "No folder for temporary files is writable; free some space on the system's disk."
 
@@ -62,6 +63,8 @@ def disk_error(error: BaseException, place: str | Path | None = None) -> DiskErr
         if isinstance(found, UserError):  # a sentence already
             return found if isinstance(found, DiskError) else None
         text = _sentence(found)
+        if place and isinstance(found, FileNotFoundError) and not Path(place).parent.exists():
+            text = _NO_FOLDER  # who writes makes it where that is possible
         if text:
             path = place or getattr(found, "filename", None)
             name = f"“{_final(Path(path))}”" if isinstance(path, (str, Path)) else "it"

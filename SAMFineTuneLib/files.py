@@ -10,7 +10,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from itertools import islice
 from pathlib import Path
@@ -116,12 +116,29 @@ def staged_folder(path: str | Path, replaced: Iterable[Path] = ()) -> Iterator[P
             for file in made:
                 _sync(file)
             if there:
-                _move_in(made, building, path, replaced)
+                with nullcontext() if _replaces.get() else _alone_in(path):
+                    _move_in(made, building, path, replaced)
             else:
                 _replace(building, path)
             _sync_folder(path if there else path.parent)
     finally:
         shutil.rmtree(place, ignore_errors=True)
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Keep others who need an empty folder from writing into this one; UserError where they write or have written."""
+    claim, refused = folder / ".000000000000.partial", f"“{folder}” was written by another program meanwhile; choose "
+    try:
+        claim.mkdir()
+    except FileExistsError:
+        raise UserError(f"{refused}another folder.") from None
+    try:
+        if not all(STAGED_NAME.match(name) for name in os.listdir(folder)):
+            raise UserError(f"{refused}another folder.")
+        yield
+    finally:
+        claim.rmdir()
 
 
 def _move_in(made: Iterable[Path], building: Path, folder: Path, replaced: Iterable[Path]) -> None:
@@ -158,6 +175,16 @@ def require_not_read(target: Path, read: Iterable[Path]) -> None:
     """UserError when a file to be written is one of those that were read."""
     if target.exists() and any(file.exists() and target.samefile(file) for file in read):
         raise UserError(f"“{target}” is a file that was read, and those are never overwritten; choose another name.")
+
+
+def require_apart(target: Path, slices: Iterable[Path]) -> None:
+    """`require_not_read`, and UserError where a file to be written would lie among the files of a series that was read:
+    a label map is an image, too, for who reads that folder next."""
+    slices = list(slices)
+    require_not_read(target, slices)
+    place = target.parent.resolve()
+    if sum(file.parent.resolve() == place for file in slices[:2]) > 1:
+        raise UserError(f"“{target}” would lie among the slices that were read; choose another folder.")
 
 
 def require_writable(folder: str | Path) -> None:

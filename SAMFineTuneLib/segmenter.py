@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.files import only_new, require_not_read
+from SAMFineTuneLib.files import only_new, require_apart
 from SAMFineTuneLib.images import (
     IntensityWindow,
     SegmentInfo,
@@ -367,11 +367,12 @@ class Segmenter:
             The path.
 
         Raises:
-            UserError: for an unknown ending, an existing file without `overwrite`, or a file that was read.
+            UserError: for an unknown ending, an existing file without `overwrite`, and for a file that was read, or
+                lies among the slices that were.
         """
         path = Path(path).expanduser()
         check_output_path(path)
-        require_not_read(path, self.volume.source.files if self.volume.source is not None else ())
+        require_apart(path, self.volume.source.files if self.volume.source is not None else ())
         if path.exists() and not overwrite:
             raise UserError(f"“{path}” exists already: choose another name, or pass overwrite=True.")
         if path.name.lower().endswith(".dcm"):

@@ -19,6 +19,7 @@ from SAMFineTuneLib import files
 from SAMFineTuneLib.disk_errors import DiskError, disk_error
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import atomic_write, only_new, require_writable, staged_folder
+from SAMFineTuneLib.process_lock import owning
 
 
 def noise():
@@ -144,6 +145,41 @@ def test_of_two_programs_that_write_one_new_folder_the_first_does(tmp_path, ther
                 (first / "a.txt").write_text("first")
     assert [path.read_text() for path in folder.iterdir() if path.is_file()] == ["first"]
     assert os.listdir(folder) == ["a.txt"] and os.listdir(tmp_path) == ["model"]
+
+
+def test_of_two_programs_that_write_other_names_into_one_empty_folder_the_first_does(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match=f"{tmp_path.name}.* was written by another program meanwhile"):
+        with only_new(), staged_folder(tmp_path) as late:
+            (late / "late.txt").write_text("late")
+            with only_new(), staged_folder(tmp_path) as first:
+                (first / "first.txt").write_text("first")
+    assert os.listdir(tmp_path) == ["first.txt"]
+    (tmp_path / "first.txt").unlink()
+
+    def meanwhile(source, target):
+        monkeypatch.setattr(os, "link", link)
+        with pytest.raises(UserError, match="by another program meanwhile"):
+            with only_new(), staged_folder(tmp_path) as late:
+                (late / "late.txt").write_text("late")
+        return link(source, target)
+
+    link = os.link
+    monkeypatch.setattr(os, "link", meanwhile)  # while the first one moves its files in
+    with only_new(), staged_folder(tmp_path) as first:
+        (first / "first.txt").write_text("first")
+    assert os.listdir(tmp_path) == ["first.txt"]
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="this system has no place without folders")
+def test_a_place_where_no_folder_can_be_is_one_sentence():
+    for write in (atomic_write, staged_folder, owning_it):
+        with pytest.raises(DiskError, match="The folder of “/proc/nothing/a” is not there and cannot be made"):
+            with write("/proc/nothing/a"):
+                pass
+
+
+def owning_it(folder):
+    return owning(Path(folder), "The work")
 
 
 def test_a_defect_stays_one(tmp_path):

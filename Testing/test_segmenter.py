@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import warnings
 
 import nibabel
@@ -301,6 +302,17 @@ def test_notebooks_show_short_words_and_a_picture(body, predictor, liver):
     with Image.open(io.BytesIO(scan._repr_png_())) as with_mask, Image.open(io.BytesIO(without)) as plain:
         assert with_mask.format == "PNG" and np.ptp(np.asarray(with_mask).astype(int), axis=-1).max() > 50
         assert np.ptp(np.asarray(plain).astype(int), axis=-1).max() == 0
+
+
+@pytest.mark.parametrize("name", ["liver.nii.gz", "liver.dcm", "liver.seg.nrrd"])
+def test_nothing_is_written_among_the_slices_that_were_read(body, predictor, tmp_path, name):
+    write_dicom_series(body[0], tmp_path / "series")
+    before = sorted(os.listdir(tmp_path / "series"))
+    scan = Segmenter(tmp_path / "series", predictor=predictor).point((64, 64, 6), space="ijk")
+    with pytest.raises(UserError, match="among the slices that were read; choose another folder"):
+        scan.save(tmp_path / "series" / name)
+    assert sorted(os.listdir(tmp_path / "series")) == before
+    scan.save(tmp_path / name)
 
 
 def test_the_file_that_was_read_is_never_overwritten(body, predictor, tmp_path):

@@ -13,7 +13,7 @@ import numpy as np
 from SAMFineTuneLib.cli import arguments, console, outputs
 from SAMFineTuneLib.cli.segment_jobs import SegmentedVolume, SegmentJob, find_jobs, run_jobs, with_prompts
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.files import only_new, require_not_read
+from SAMFineTuneLib.files import only_new, require_apart, require_not_read
 from SAMFineTuneLib.wording import counted
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def _from_prompts(args: argparse.Namespace, predictor: Predictor | None) -> Call
 
         targets, volume = _targets(args, job), _read(args, job)
         for target in targets:
-            require_not_read(target, volume.source.files if volume.source is not None else ())
+            require_apart(target, volume.source.files if volume.source is not None else ())
         prompts = gather_prompts(args, volume, job.prompts)
         told: list[str] = []
         window = choose_window(volume, args.window)
@@ -186,6 +186,7 @@ def _automatically(args: argparse.Namespace) -> Callable[[SegmentJob], Segmented
         from SAMFineTuneLib.session.doubts import doubts_about_adapter
 
         volume, told = _read(args, job), []
+        require_apart(job.target, volume.source.files if volume.source is not None else ())
         session = _server_session(args, volume, choose_window(volume, None), told)
         with session as remote, console.progress(job.source.name) as progress:
             recipe = remote.adapter_facts() if remote else adapter.card.recipe if adapter else {}
