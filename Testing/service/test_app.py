@@ -6,9 +6,9 @@ import time
 
 import numpy as np
 import pytest
-from conftest import TOKEN, RegionEngines
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pumped_clients import TOKEN, RegionEngines
 from region_engine import RegionEngine, phantom
 
 from SAMFineTuneLib import __version__

@@ -6,8 +6,8 @@ import threading
 
 import numpy as np
 import pytest
-from conftest import TOKEN, Host, RegionEngines
 from in_process import InProcess
+from pumped_clients import TOKEN, Host, RegionEngines
 from region_engine import WINDOW, RegionEngine, phantom
 
 from SAMFineTuneLib.errors import UserError

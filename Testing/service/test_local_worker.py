@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from conftest import Host
+from pumped_clients import Host
 
 from SAMFineTuneLib.images import Volume, body_phantom
 from SAMFineTuneLib.inference.settings import PropagationSettings

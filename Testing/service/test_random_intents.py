@@ -6,7 +6,7 @@ import random
 
 import numpy as np
 import pytest
-from conftest import Crashing, Host
+from pumped_clients import Crashing, Host
 from region_engine import WINDOW, phantom, region_predictor
 
 from SAMFineTuneLib.images import aligned_plane

@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 import trustme
-from conftest import TOKEN, Host, RegionEngines
+from pumped_clients import TOKEN, Host, RegionEngines
 from region_engine import WINDOW, phantom
 from servers import Line, answering, serving
 

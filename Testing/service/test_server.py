@@ -8,9 +8,9 @@ import time
 
 import pytest
 import trustme
-from conftest import TOKEN, RegionEngines
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pumped_clients import TOKEN, RegionEngines
 from servers import serving
 
 from SAMFineTuneLib import __version__
