@@ -2,27 +2,12 @@
 
 import os
 
-import ctk
 import qt
 import slicer
 from slicer.i18n import tr as _
 
-from . import packages
-from .qt_helpers import (
-    Connections,
-    chosen_in,
-    fill_menu,
-    load_dialog,
-    read_flag,
-    read_setting,
-    write_setting,
-)
-
-FORMS = (
-    ("nnunet", _("nnU-Net dataset")),
-    ("nifti", _("NIfTI label maps (.nii.gz)")),
-    ("dicom-seg", _("DICOM SEG (.dcm)")),
-)
+from .cohort_export_dialog import CohortExportDialog, place_beside
+from .qt_helpers import Connections, read_flag, read_setting, write_setting
 
 
 class CohortMenu:
@@ -31,7 +16,7 @@ class CohortMenu:
     def __init__(self, button, resource_path, ask_to_install, begin, show_curve, dicomweb):
         self._begin, self._dicomweb = begin, dicomweb
         self.folder = ""  # of the cohort that is open
-        self.export = CohortExport(resource_path, ask_to_install, begin)
+        self.export = CohortExportDialog(resource_path, ask_to_install, begin)
         self._menu = qt.QMenu(button)
         self.addAction = self._menu.addAction(_("Add scans…"))
         self.fetchAction = self._menu.addAction(_("Add scans from a PACS…"))
@@ -77,88 +62,3 @@ class CohortMenu:
         """Add the scans that the user fetches from a DICOMweb server, unless another cohort is open by then."""
         cohort = self.folder
         self._dicomweb.fetch(lambda folder: self.folder == cohort and self._begin("add", images=folder))
-
-
-class CohortExport:
-    """A dialog: in which form, and into which folder."""
-
-    def __init__(self, resource_path, ask_to_install, begin):
-        self._ask_to_install, self._begin = ask_to_install, begin
-        self._cohort = self._suggested = ""
-        self.dialog, self._widget, self.ui = load_dialog(resource_path, "ExportDialog", _("Export accepted cases"))
-        ui = self.ui
-        ui.visibleOnlyBox.hide()
-        ui.folderEdit.filters = ctk.ctkPathLineEdit.Dirs
-        ui.folderEdit.toolTip = _("A new or an empty folder; what is written appears complete or not at all")
-        fill_menu(ui.formatSelector, FORMS)
-        self._connections = Connections(
-            (ui.formatSelector, "currentIndexChanged(int)", lambda index: self._suggest()),
-            (ui.exportButton, "clicked()", self.export),
-            (ui.cancelButton, "clicked()", lambda: self.dialog.hide()),
-        )
-
-    def close(self):
-        self._connections.close()
-        self.dialog.hide()
-        self.dialog.deleteLater()
-
-    def open(self, cohort):
-        """Open the dialog for the cohort of a folder."""
-        if cohort != self._cohort:
-            self._cohort = cohort
-            self.ui.folderEdit.currentPath = self._suggested
-        self._suggest()
-        self._say("")
-        self.dialog.open()
-
-    def _suggest(self):
-        """A folder until the user has chosen another one."""
-        edit = self.ui.folderEdit
-        if edit.currentPath.strip() in ("", self._suggested):
-            self._suggested = f"{place_beside(self._cohort)}-{chosen_in(self.ui.formatSelector)}"
-            edit.currentPath = self._suggested
-
-    def export(self):
-        """Export as chosen. The dialog stays open with a sentence about what is in the way."""
-        from SAMFineTuneLib.errors import UserError
-        from SAMFineTuneLib.service.cohort_client import place_of
-
-        folder, form = self.ui.folderEdit.currentPath.strip(), chosen_in(self.ui.formatSelector)
-        folder = folder and os.path.abspath(os.path.expanduser(folder))  # the process works in another folder
-        problem = in_the_way(folder)
-        self._say(problem)
-        if problem:
-            return
-        if form == "dicom-seg" and place_of(self._cohort) is None and packages.DICOM_SEG.missing():
-            try:
-                packages.DICOM_SEG.require_slicers()
-            except UserError as error:
-                self._say(str(error))
-                return
-            self._ask_to_install(packages.DICOM_SEG, self.export)
-            return
-        self.dialog.hide()
-        self._begin("export", folder=folder, form=form)
-
-    def _say(self, sentence):
-        self.ui.problemLabel.text = sentence
-        self.ui.problemLabel.setVisible(bool(sentence))
-
-
-def place_beside(cohort):
-    """A cohort's folder, or for one on a server a place of its name in the user's home."""
-    from SAMFineTuneLib.service.cohort_client import place_of
-
-    place = place_of(cohort)
-    return cohort if place is None else os.path.join(os.path.expanduser("~"), place.cohort)
-
-
-def in_the_way(folder):
-    """Why nothing can be exported into a folder, as a sentence; "" where nothing is in the way."""
-    if not folder:
-        return _("Choose a folder to export into.")
-    if os.path.exists(folder) and (not os.path.isdir(folder) or os.listdir(folder)):
-        return _("“{folder}” exists already; choose a new or an empty folder.").format(folder=folder)
-    if not os.path.isdir(os.path.dirname(folder)):
-        return _("“{folder}” is not there; choose a folder inside one that is.").format(folder=os.path.dirname(folder))
-    return ""

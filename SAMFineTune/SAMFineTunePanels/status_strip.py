@@ -14,6 +14,7 @@ import slicer
 from slicer.i18n import tr as _
 
 from . import packages
+from .package_installer import Installer
 from .qt_helpers import confirmed, load_ui, set_elided
 
 MOST_MESSAGES = 3
@@ -53,7 +54,7 @@ class StatusStrip:
         self._messages = []
         self._standing = None  # a message that stays as long as it is true
         self._prompts = ()  # of the session, after its last event
-        self.installer = packages.Installer(parent, self._installing, self._installed)
+        self.installer = Installer(parent, self._installing, self._installed)
         self._install_text = None
         self._install_fraction = None
         self._after_installation = None

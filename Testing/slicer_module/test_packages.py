@@ -50,7 +50,7 @@ def small(pins):
 @pytest.fixture
 def install(desktop):
     """(start, done): what the installer was told to do, and what it said at the end."""
-    from SAMFineTunePanels.packages import Installer
+    from SAMFineTunePanels.package_installer import Installer
 
     parent = slicer.util.mainWindow()
     done, progress = [], []
