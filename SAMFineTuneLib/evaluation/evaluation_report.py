@@ -12,8 +12,8 @@ from SAMFineTuneLib.evaluation.evaluation_settings import EvaluationSettings
 from SAMFineTuneLib.evaluation.example_pictures import Overlay
 from SAMFineTuneLib.evaluation.figures import all_figures
 from SAMFineTuneLib.evaluation.methods import ListedMethod
-from SAMFineTuneLib.evaluation.result_rows import by_patient
-from SAMFineTuneLib.evaluation.tables import Results, Table, counts_of, text_of
+from SAMFineTuneLib.evaluation.result_rows import Results, by_patient, counts_of
+from SAMFineTuneLib.evaluation.result_table import Table, text_of
 from SAMFineTuneLib.metrics.patient_statistics import difference, estimate
 from SAMFineTuneLib.simulation.cosmos_prompts import STRATEGIES
 

@@ -34,8 +34,8 @@ from SAMFineTuneLib.evaluation.evaluation_tasks import EvaluationJob, Setup, Tes
 from SAMFineTuneLib.evaluation.example_pictures import draw_overlays
 from SAMFineTuneLib.evaluation.executors import Engine, local
 from SAMFineTuneLib.evaluation.methods import ListedMethod
-from SAMFineTuneLib.evaluation.result_rows import Row, from_csv, to_csv
-from SAMFineTuneLib.evaluation.tables import Results, all_tables
+from SAMFineTuneLib.evaluation.result_rows import Results, Row, from_csv, to_csv
+from SAMFineTuneLib.evaluation.tables import all_tables
 from SAMFineTuneLib.files import write_text
 from SAMFineTuneLib.inference.progress import Meter, Progress
 from SAMFineTuneLib.process_lock import LOCK, owning

@@ -13,8 +13,7 @@ from pathlib import Path
 from SAMFineTuneLib.evaluation.evaluation_tasks import Setup, Tested, opened, subject_of
 from SAMFineTuneLib.evaluation.methods import ListedMethod, OpenMethod
 from SAMFineTuneLib.evaluation.objects import SliceObject
-from SAMFineTuneLib.evaluation.result_rows import Row
-from SAMFineTuneLib.evaluation.tables import Results
+from SAMFineTuneLib.evaluation.result_rows import Results, Row
 from SAMFineTuneLib.report_page import close_up, draw_answers
 from SAMFineTuneLib.simulation.cosmos_prompts import prompts_for
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from SAMFineTuneLib.evaluation.result_rows import Row
+from SAMFineTuneLib.evaluation.result_rows import Results, Row, mean
 from SAMFineTuneLib.evaluation.slice_protocols import WAYS
-from SAMFineTuneLib.evaluation.tables import BANDS, Results, by_distance, mean
 from SAMFineTuneLib.evaluation.volume_protocol import BY_SLICE, STARTS
 from SAMFineTuneLib.evaluation.volume_sessions import CLICKED
+from SAMFineTuneLib.evaluation.volume_tables import BANDS, by_distance
 from SAMFineTuneLib.report_page import colour
 from SAMFineTuneLib.simulation.cosmos_prompts import MOVES, STRATEGIES
 

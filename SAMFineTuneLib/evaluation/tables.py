@@ -1,108 +1,34 @@
-"""The tables of an evaluation: numbers for `summary.json`, text for the report and for documents."""
+"""All tables of an evaluation, and those about prompts on a slice, what makes objects hard, and an annotator's time."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, is_dataclass
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from SAMFineTuneLib.evaluation import annotator
 from SAMFineTuneLib.evaluation.annotator import Seconds
 from SAMFineTuneLib.evaluation.factors import FACTORS, REFERENCE
-from SAMFineTuneLib.evaluation.result_rows import Row, by_patient
+from SAMFineTuneLib.evaluation.result_rows import Results, Row, by_patient, counts, mean
+from SAMFineTuneLib.evaluation.result_table import MEANS, Cell, Table, naturally
 from SAMFineTuneLib.evaluation.slice_protocols import HEADLINE, WAYS
 from SAMFineTuneLib.evaluation.volume_protocol import BY_SLICE, STARTS
-from SAMFineTuneLib.evaluation.volume_sessions import BOXES, CLICKED, CLICKS
+from SAMFineTuneLib.evaluation.volume_tables import (
+    automatic_table,
+    distance_table,
+    volume_box_table,
+    volume_click_table,
+    volume_table,
+)
 from SAMFineTuneLib.metrics import patient_statistics
-from SAMFineTuneLib.metrics.patient_statistics import Difference, Estimate, difference, estimate
+from SAMFineTuneLib.metrics.patient_statistics import Estimate, difference, estimate
 from SAMFineTuneLib.simulation.cosmos_prompts import MOVES, STRATEGIES
-from SAMFineTuneLib.wording import counted, in_brackets
 
 WANTED = (0.85, 0.9)
 """Dice to reach when prompts are counted."""
-BANDS = ((0, 5), (5, 10), (10, 20), (20, 40), (40, 80), (80, float("inf")))
-"""Millimetres from the prompted slice."""
 _CORRELATION_RESAMPLES = 500  # each takes a least-squares fit
 _LEAST_OBJECTS = 8  # for a correlation
-_MEAN = (
-    "Means over patients (objects within labels, labels within cases, cases within patients), in brackets the 95 % "
-    "interval of a bootstrap over patients."
-)
 _COUNTED = "objects, cases, patients"
-
-Cell = str | int | float | Estimate | Difference | None
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table with a title, a note on how to read it, and rows of cells under a header."""
-
-    name: str
-    title: str
-    note: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[Cell]]
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        rows = [[asdict(cell) if is_dataclass(cell) else cell for cell in row] for row in self.rows]
-        return {**vars(self), "rows": rows}
-
-    def as_markdown(self) -> str:
-        """The table in Markdown."""
-        lines = [self.header, ["---"] * len(self.header), *([text_of(cell) for cell in row] for row in self.rows)]
-        return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
-
-
-def text_of(cell: Cell) -> str:
-    """A cell as text; `–` where it has no value."""
-    if cell is None:
-        return "–"
-    if isinstance(cell, float):
-        return "–" if np.isnan(cell) else "<0.001" if 0 < cell < 0.001 else f"{cell:.3f}"
-    if isinstance(cell, Estimate):
-        return f"{cell.mean:.3f}{in_brackets(cell.interval)}"
-    return str(cell)
-
-
-class Results:
-    """The rows of an evaluation by method, protocol, variant and step, in their given order."""
-
-    def __init__(self, rows: Iterable[Row], methods: Sequence[str]) -> None:
-        self.methods = tuple(methods)
-        self._by: dict[tuple, list[Row]] = {}
-        for row in rows:
-            self._by.setdefault((row.method, row.protocol, row.variant, row.step), []).append(row)
-
-    def of(self, method: str, protocol: str, variant: str = "", step: int = 1) -> list[Row]:
-        """The rows of a method by a protocol, after a step."""
-        return self._by.get((method, protocol, variant, step), [])
-
-    def each(self, protocol: str, variants: Iterable[str] = ("",)) -> Iterator[tuple[str, str, list[Row]]]:
-        """Variant, method and rows of the first step, wherever there are any."""
-        for variant in variants:
-            for name in self.methods:
-                if found := self.of(name, protocol, variant):
-                    yield variant, name, found
-
-    def course(self, method: str, protocol: str, variant: str) -> list[list[Row]]:
-        """The rows of a method by a protocol, of every step from the first to the last."""
-        steps = sorted(key[3] for key in self._by if key[:3] == (method, protocol, variant))
-        return [self.of(method, protocol, variant, step) for step in steps]
-
-
-def mean(rows: Sequence[Row], column: str | Sequence[float | None] = "dice") -> Estimate | None:
-    """The mean over patients of a column, or of one value for each row."""
-    return estimate(by_patient(rows, column))
-
-
-def by_distance(rows: Sequence[Row]) -> list[list[Row]]:
-    """Rows about slices: of the prompted one, and of those in each of the BANDS."""
-    prompted = [row for row in rows if row.distance == 0]
-    return [prompted, *([row for row in rows if row.distance and low <= abs(row.distance) < high]
-                        for low, high in BANDS)]  # fmt: skip
 
 
 def all_tables(results: Results, seconds: Seconds) -> list[Table]:
@@ -118,14 +44,14 @@ def prompt_table(results: Results) -> Table:
     """S2 to S6, the main table."""
     rows = [
         (name, f"{way}: {what}", *(mean(found, column) for column in ("dice", "oracle", "iou", "hd95", "nsd")),
-         _counts(found))
+         counts(found))
         for name in results.methods for way, what in STRATEGIES.items() if (found := results.of(name, way))
     ]  # fmt: skip
     return Table(
         "prompts", "One prompt, one answer",
         "Dice is that of the candidate with the best predicted IoU, which is what a user gets; “best candidate” is "
         "chosen with the reference and only shows what the model could offer. HD95 in mm, over answers that are not "
-        "empty. " + _MEAN,
+        "empty. " + MEANS,
         ("method", "prompt", "Dice", "best candidate", "IoU", "HD95", "NSD", _COUNTED), rows,
     )  # fmt: skip
 
@@ -137,13 +63,13 @@ def label_table(results: Results) -> Table:
         for _, name, found in results.each(way):
             for row in found:
                 groups.setdefault((row.label, name), {}).setdefault(way, []).append(row)
-    labels = sorted({label for label, _ in groups}, key=_naturally)
+    labels = sorted({label for label, _ in groups}, key=naturally)
     rows = [
-        (label, name, *(mean(found.get(way, ())) for way in STRATEGIES), _counts(next(iter(found.values()))))
+        (label, name, *(mean(found.get(way, ())) for way in STRATEGIES), counts(next(iter(found.values()))))
         for label in labels for name in results.methods if (found := groups.get((label, name)))
     ]  # fmt: skip
     header = ("label", "method", *STRATEGIES, _COUNTED)
-    return Table("labels", "Dice by label", _MEAN, header, rows if len(labels) > 1 else ())
+    return Table("labels", "Dice by label", MEANS, header, rows if len(labels) > 1 else ())
 
 
 def paired_table(results: Results) -> Table:
@@ -167,9 +93,9 @@ def everything_table(results: Results) -> Table:
     return Table(
         "everything", "S1: everything mode",
         "The best of all masks on the slice for each object, and the mask with the best predicted IoU, which does not "
-        "depend on the object. " + _MEAN,
+        "depend on the object. " + MEANS,
         ("method", "best of all masks", "best score", _COUNTED),
-        [(name, mean(found, "oracle"), mean(found), _counts(found)) for _, name, found in results.each("S1")],
+        [(name, mean(found, "oracle"), mean(found), counts(found)) for _, name, found in results.each("S1")],
     )  # fmt: skip
 
 
@@ -186,7 +112,7 @@ def perturbation_table(results: Results) -> Table:
     return Table(
         "perturbation", "Misplaced prompts",
         "Dice with the prompt in its place, and the change when it is moved; per cent are of the object's longer side. "
-        "Boxes are shifted, or made larger or smaller on all sides. " + _MEAN,
+        "Boxes are shifted, or made larger or smaller on all sides. " + MEANS,
         ("method", "prompt", "unit", "in place", "0–10", "10–20", "20–30"), rows,
     )  # fmt: skip
 
@@ -221,88 +147,8 @@ def clicks_table(results: Results) -> Table:
     return Table(
         "clicks", "Prompts until Dice is good",
         "Objects that do not reach it count with all steps, so means of prompts are lower bounds where the part that "
-        "reaches is below 1. " + _MEAN,
+        "reaches is below 1. " + MEANS,
         ("way", "method", *header), rows,
-    )  # fmt: skip
-
-
-def volume_box_table(results: Results) -> Table:
-    """Whole volumes from boxes on one, three and five slices."""
-    rows = [
-        (name, variant, *(mean(found, column) for column in ("dice", "hd95", "nsd", "over", "short")), _counts(found))
-        for variant, name, found in results.each("3d", BOXES.values())
-    ]
-    return Table(
-        "volume boxes", "Whole volumes from boxes on a few slices",
-        "The middle slice, the outermost ones and the middle, or those and the quarters get tight boxes. One box is "
-        "propagated in both directions, between several the slices are filled. “Too many” are slices beyond an end of "
-        "the label that got a mask, “missed” slices of the label beyond the mask's end, means of both ends. HD95 in "
-        "mm. " + _MEAN,
-        ("method", "slices with boxes", "Dice", "HD95", "NSD", "too many", "missed", "labels, cases, patients"), rows,
-    )  # fmt: skip
-
-
-def volume_click_table(results: Results) -> Table:
-    """Whole volumes from a box and clicks at the largest error, with the area under the curve of the clicks."""
-    rows = []
-    for _, name, first in results.each("3d", [CLICKED]):
-        course = results.course(name, "3d", CLICKED)
-        for column, title in (("dice", "Dice"), ("nsd", "NSD")):
-            values = np.array([[getattr(row, column) for row in own] for own in course])
-            area = np.sum(values[1:-1] + values[2:], axis=0) / 2  # trapezoids between the clicks
-            rows.append((name, title, *(mean(own, column).mean for own in course), mean(first, area.tolist()),
-                         _counts(first)))  # fmt: skip
-    return Table(
-        "volume clicks", "Whole volumes from a box and five clicks",
-        "The protocol of the CVPR 2025 challenge of interactive 3-D segmentation: boxes on the middle slice, then five "
-        "clicks, each in the middle of the largest error of the volume. The area under the curve is over the five "
-        "answers to clicks, so 4 would be perfect. Means over patients.",
-        ("method", "measure", "box", *(str(click) for click in range(1, CLICKS + 1)), "area under the curve",
-         "labels, cases, patients"), rows,
-    )  # fmt: skip
-
-
-def volume_table(results: Results) -> Table:
-    """Whole volumes, after the first prompt and after each round of correction."""
-    rows = [
-        (name, start, counted(step, "correction") if step else "first prompt",
-         *(mean(found, column) for column in ("dice", "hd95", "nsd")), _counts(found))
-        for start, name, _ in results.each("3d", STARTS)
-        for step, found in enumerate(results.course(name, "3d", start))
-    ]  # fmt: skip
-    return Table(
-        "volumes", "Whole volumes from the middle slice",
-        "The middle slice is prompted and its mask propagated through the volume; each correction is on the slice "
-        "with the most wrong pixels. HD95 in mm. " + _MEAN,
-        ("method", "start", "after", "Dice", "HD95", "NSD", "labels, cases, patients"), rows,
-    )  # fmt: skip
-
-
-def distance_table(results: Results) -> Table:
-    """Dice of slices by how far they are from the prompted one."""
-    ends = [f"{low}–{high} mm" if np.isfinite(high) else f"{low} mm and more" for low, high in BANDS]
-    return Table(
-        "distance", "Dice by distance from the prompted slice",
-        "Slices that show the label or got a mask, before any correction; a mask without the label has Dice 0, and so "
-        "has a slice that was not reached. " + _MEAN,
-        ("method", "start", "prompted slice", *ends),
-        [(name, start.removesuffix(BY_SLICE), *map(mean, by_distance(found)))
-         for start, name, found in results.each("3d", [start + BY_SLICE for start in STARTS])],
-    )  # fmt: skip
-
-
-def automatic_table(results: Results) -> Table:
-    rows = []
-    for _, name, found in results.each("automatic"):
-        for label in sorted({row.label for row in found}, key=_naturally):
-            own = [row for row in found if row.label == label]
-            rows.append((name, label, *(mean(own, column) for column in ("dice", "hd95", "nsd", "false_ml")),
-                         _counts(own)))  # fmt: skip
-    return Table(
-        "automatic", "Without a prompt",
-        "Whole volumes by the automatic head. Cases that lack a label do not count in its Dice; what was found there "
-        "is given separately, in mL. " + _MEAN,
-        ("method", "label", "Dice", "HD95", "NSD", "found in cases without it, mL", "labels, cases, patients"), rows,
     )  # fmt: skip
 
 
@@ -368,7 +214,7 @@ def seconds_table(results: Results, seconds: Seconds) -> Table:
         "seconds", "An annotator's time",
         f"Seconds, by assumptions: {seconds.box:g} for a box, {seconds.point:g} for a point, {seconds.look:g} to look "
         f"at a mask, {seconds.outline:g} for an outline by hand. A mask is accepted from Dice {wanted:g}; others are "
-        "drawn by hand as well, so the saving can be negative. " + _MEAN,
+        "drawn by hand as well, so the saving can be negative. " + MEANS,
         ("method", "task", "with prompts", "by hand", "saved"), rows,
     )  # fmt: skip
 
@@ -384,20 +230,3 @@ def _mean_times(things: Sequence[Row], times: Sequence[tuple[float, float]]) -> 
     used, by_hand = zip(*times, strict=True)
     saved = [without - spent for spent, without in times]
     return (mean(things, values) for values in (used, by_hand, saved))
-
-
-def counts_of(rows: Sequence[Row]) -> str:
-    """Such as `12 objects of 4 cases and 3 patients`."""
-    words = zip(_counts(rows).split(", "), ("object", "case", "patient"), strict=True)
-    objects, cases, patients = (f"{number} {word}{'s' * (number != '1')}" for number, word in words)
-    return f"{objects} of {cases} and {patients}"
-
-
-def _counts(rows: Sequence[Row]) -> str:
-    return f"{len(rows)}, {len({row.case for row in rows})}, {len({row.patient for row in rows})}"
-
-
-def _naturally(label: str) -> tuple[str, int]:
-    """`label 2` before `label 10`."""
-    word, _, number = label.rpartition(" ")
-    return (word, int(number)) if number.isdigit() else (label, 0)

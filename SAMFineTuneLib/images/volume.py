@@ -140,15 +140,15 @@ class Volume:
     @cached_property
     def digest(self) -> str:
         """Hex SHA-256 of voxels and geometry; nothing in it identifies a patient."""
-        return self._digest(self.affine.astype("<f8").tobytes())
+        return self._digest(self.affine)
 
     @cached_property
     def voxels_digest(self) -> str:
         """Hex SHA-256 of the voxels alone, wherever they lie."""
         return self._digest()
 
-    def _digest(self, geometry: bytes = b"") -> str:
-        digest = hashlib.sha256(f"{self.array.dtype.str} {self.array.shape}".encode() + geometry)
+    def _digest(self, affine: np.ndarray | None = None) -> str:
+        digest = begin_digest(self.array.dtype, self.array.shape, affine)
         for piece in self.array:  # slice by slice: no second copy of a large volume
             digest.update(np.ascontiguousarray(piece).data)
         return digest.hexdigest()
@@ -219,3 +219,9 @@ def describe_place(position: np.ndarray, normal: np.ndarray) -> str:
     """Describe a position (3,) in LPS by the RAS coordinate along `normal` (3,): "S -12.5 mm"."""
     axis = int(np.abs(normal).argmax())
     return f"{'RAS'[axis]} {(_LPS_RAS @ position)[axis] + 0.0:.1f} mm"
+
+
+def begin_digest(kind: np.dtype, shape: tuple[int, ...], affine: np.ndarray | None = None):
+    """A SHA-256 of a volume, to be continued with its voxels in C order; of the voxels alone without `affine`."""
+    geometry = b"" if affine is None else np.asarray(affine, dtype="<f8").tobytes()
+    return hashlib.sha256(f"{kind.str} {tuple(shape)}".encode() + geometry)

@@ -24,8 +24,8 @@ from SAMFineTuneLib.service.connection import Connection
 from SAMFineTuneLib.service.conversation import Conversation
 from SAMFineTuneLib.service.journal import LONG, Journal
 from SAMFineTuneLib.service.protocol import DEFAULT_MODEL, Told
+from SAMFineTuneLib.service.send_uploads import SendingFile
 from SAMFineTuneLib.service.shown_masks import Shown, ShownMasks
-from SAMFineTuneLib.service.uploads import SendingFile
 from SAMFineTuneLib.service.wire import WireError
 from SAMFineTuneLib.session import events, intents
 

@@ -20,7 +20,7 @@ from SAMFineTuneLib.service import protocol
 from SAMFineTuneLib.service.connection import Broken, Connection, Unusable
 from SAMFineTuneLib.service.journal import Journal
 from SAMFineTuneLib.service.protocol import PROTOCOL, Received, Told, other_protocol, version_advice
-from SAMFineTuneLib.service.uploads import SendingFile, SendingVolume
+from SAMFineTuneLib.service.send_uploads import SendingFile, SendingVolume
 from SAMFineTuneLib.service.wire import Later, WireError, decode, encode
 from SAMFineTuneLib.session import events, intents
 

@@ -17,10 +17,10 @@ from SAMFineTuneLib.cases.labelled_case import Labelled
 from SAMFineTuneLib.evaluation.evaluation_settings import EvaluationSettings
 from SAMFineTuneLib.evaluation.methods import ListedMethod, OpenMethod
 from SAMFineTuneLib.evaluation.objects import Subject
-from SAMFineTuneLib.evaluation.result_rows import from_csv, to_csv
-from SAMFineTuneLib.evaluation.tables import Results, volume_box_table, volume_click_table
+from SAMFineTuneLib.evaluation.result_rows import Results, from_csv, to_csv
 from SAMFineTuneLib.evaluation.volume_protocol import volumes
 from SAMFineTuneLib.evaluation.volume_sessions import BOXES, CLICKED, CLICKS, centre_of_largest, ends, spread
+from SAMFineTuneLib.evaluation.volume_tables import volume_box_table, volume_click_table
 from SAMFineTuneLib.images import Volume
 from SAMFineTuneLib.segmenter import Segmenter
 

@@ -30,8 +30,8 @@ from SAMFineTuneLib.service.protocol import (
     Sync,
     Synced,
 )
+from SAMFineTuneLib.service.send_uploads import SendingVolume
 from SAMFineTuneLib.service.server_app import ServerApp
-from SAMFineTuneLib.service.uploads import SendingVolume
 from SAMFineTuneLib.service.wire import decode, encode
 from SAMFineTuneLib.session import events, intents
 
