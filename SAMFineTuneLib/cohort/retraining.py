@@ -11,25 +11,23 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from SAMFineTuneLib import __version__
 from SAMFineTuneLib.cohort.adapter_decision import Dice, about_left_out, decide
 from SAMFineTuneLib.cohort.cohort_folder import Cohort
-from SAMFineTuneLib.cohort.cohort_state import CohortCase, CohortState, TrainedAdapter
-from SAMFineTuneLib.cohort.judges import JUDGES, compared, divided
+from SAMFineTuneLib.cohort.cohort_state import CohortState, TrainedAdapter
+from SAMFineTuneLib.cohort.retraining_plan import LABELS, RetrainingPlan, clear_work, divided_cases, retraining_plan
 from SAMFineTuneLib.cohort.running_work import TRAINING, sentence_writer
 from SAMFineTuneLib.errors import UserError, is_out_of_memory
-from SAMFineTuneLib.files import move_over, sha256_of, write_text
-from SAMFineTuneLib.process_lock import LOCK, owning
+from SAMFineTuneLib.files import move_over, write_text
+from SAMFineTuneLib.process_lock import owning
 from SAMFineTuneLib.typed_json import loaded
 
 if TYPE_CHECKING:
@@ -41,7 +39,6 @@ if TYPE_CHECKING:
     from SAMFineTuneLib.training.training_settings import TrainingSettings
 
 _BASE = "base"
-_PLAN, _LABELS = "plan.json", "labels"
 
 
 @dataclass(frozen=True)
@@ -89,7 +86,7 @@ def retrain(
     """
     from SAMFineTuneLib.models.optional_packages import require
 
-    _divided(cohort.state)  # before PyTorch is loaded, which may take a while
+    divided_cases(cohort.state)  # before PyTorch is loaded, which may take a while
     require("Training", "peft", "torch", "safetensors", extra="training")
     try:
         with owning(cohort.folder / TRAINING, "The training of this cohort"):
@@ -99,9 +96,9 @@ def retrain(
                 announce(now.sentence)
                 progress(now)
 
-            run = _Run(cohort, _plan(cohort, preset, resume), device, tell, cancelled)
+            run = _Run(cohort, retraining_plan(cohort, preset, resume), device, tell, cancelled)
             trained = run.trained()
-            _clear(run.work)
+            clear_work(run.work)
         with suppress(OSError):  # a resumed training finds it there, and leaves it
             run.work.rmdir()
         return trained
@@ -113,90 +110,6 @@ def retrain(
         raise
 
 
-# ---------------------------------------------------------------- the plan
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """What one training is; its file says whether an unfinished one is still the same."""
-
-    number: int
-    version: str
-    """Of this library, since another one may train differently."""
-    preset: str
-    model: str
-    weights: Mapping[str, str]
-    """File → digest of the model's."""
-    labels: Mapping[str, str]
-    before: int | None
-    """Number of the adapter in use."""
-    learned: Mapping[str, str]
-    """Key → digest of the accepted label map."""
-    held_out: Mapping[str, str]
-    compared: tuple[str, ...]
-    """Keys of those held out whose labels favour no adapter."""
-
-
-def _plan(cohort: Cohort, preset: str, resume: bool) -> _Plan:
-    """The unfinished plan where it is still valid, else a new one; in that case what was unfinished is deleted."""
-    from SAMFineTuneLib.models.store import Store
-
-    work, state = cohort.folder / TRAINING, cohort.state
-    teachers, judges = _divided(state)
-    digests = {case.key: sha256_of(cohort.accepted_labels(case)) for case in state.accepted}
-    numbers = [one.number for one in state.adapters]
-    with suppress(FileNotFoundError):
-        numbers += [int(path.name) for path in (cohort.folder / "adapters").iterdir() if path.name.isdigit()]
-    plan = _Plan(
-        max(numbers, default=0) + 1, __version__, preset, state.model, dict(Store().find(state.model).spec.sha256),
-        {str(value): name for value, name in state.labels.items()},
-        state.adapter.number if state.adapter else None,
-        {case.key: digests[case.key] for case in teachers}, {case.key: digests[case.key] for case in judges},
-        tuple(case.key for case in compared(state, judges)),
-    )  # fmt: skip
-    if resume and (old := _unfinished(work / _PLAN)) and _goes_on(old, plan, digests, state):
-        return old
-    _clear(work)
-    (work / _LABELS).mkdir()
-    for case in state.accepted:
-        shutil.copyfile(cohort.accepted(case.key), work / _LABELS / f"{case.key}.nii.gz")
-    write_text(work / _PLAN, json.dumps(asdict(plan)))
-    return plan
-
-
-def _divided(state: CohortState) -> tuple[tuple[CohortCase, ...], tuple[CohortCase, ...]]:
-    """As `divided`, but UserError while patients are too few."""
-    teachers, judges = divided(state)
-    if not teachers:
-        raise UserError(
-            f"Training needs accepted cases of {JUDGES + 1} patients or more, {JUDGES} to judge the result and the "
-            f"others to learn from; {len({case.patient for case in state.accepted})} are there, so accept further ones."
-        )
-    return teachers, judges
-
-
-def _unfinished(path: Path) -> _Plan | None:
-    with suppress(OSError, ValueError, TypeError):  # without it, or written by another version: begin anew
-        return _Plan(**loaded(path.read_text("utf-8")))
-    return None
-
-
-def _goes_on(old: _Plan, new: _Plan, digests: Mapping[str, str], state: CohortState) -> bool:
-    """Whether an unfinished training is still worth finishing: cases may have been added, but none changed."""
-    settled = ("version", "preset", "model", "weights", "labels", "before")
-    same = all(getattr(old, name) == getattr(new, name) for name in settled)
-    cases = {**old.learned, **old.held_out}
-    unrecorded = all(one.number < old.number for one in state.adapters)
-    return same and unrecorded and all(digests.get(key) == digest for key, digest in cases.items())
-
-
-def _clear(work: Path) -> None:
-    """Delete everything in the working folder but its lock."""
-    for path in work.iterdir():
-        if path.name != LOCK:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
 # ---------------------------------------------------------------- the run
 
 
@@ -205,7 +118,7 @@ class _Run:
     """One training: what is done already lies in the working folder."""
 
     cohort: Cohort
-    plan: _Plan
+    plan: RetrainingPlan
     device: str
     tell: Callable[[RetrainingProgress], None]
     cancelled: Callable[[], bool]
@@ -290,7 +203,7 @@ class _Run:
         state = self.cohort.state
         own, meaning = [state.case(key) for key in keys], Meaning(names=dict(state.labels))
         return [
-            Case(one.key, self.cohort.image(one), self.work / _LABELS / f"{one.key}.nii.gz", one.patient, meaning)
+            Case(one.key, self.cohort.image(one), self.work / LABELS / f"{one.key}.nii.gz", one.patient, meaning)
             for one in own
         ]
 

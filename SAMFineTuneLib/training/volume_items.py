@@ -8,7 +8,8 @@ import numpy as np
 from scipy import ndimage
 
 from SAMFineTuneLib.models.volume_block import CELLS, channels, grey_evidence, sampling, stretch
-from SAMFineTuneLib.training.synthetic_volumes import SyntheticVolume, smooth_noise
+from SAMFineTuneLib.training.synthetic_canvas import smooth_noise
+from SAMFineTuneLib.training.synthetic_volumes import SyntheticVolume
 
 MOST_SLICES = 28
 

@@ -30,7 +30,8 @@ from SAMFineTuneLib.cohort.cohort_state import TrainedAdapter
 from SAMFineTuneLib.cohort.confidence import DOUBTFUL, Calibration, Judged, calibrate, expected
 from SAMFineTuneLib.cohort.create_cohort import create_cohort
 from SAMFineTuneLib.cohort.find_images import FoundImage
-from SAMFineTuneLib.cohort.proposing import propose, read_signals
+from SAMFineTuneLib.cohort.proposal_files import read_signals
+from SAMFineTuneLib.cohort.proposing import propose
 from SAMFineTuneLib.cohort.review import PROPOSED_LABELS
 from SAMFineTuneLib.models.adapters.adapter_folder import read_adapter_folder
 

@@ -16,7 +16,8 @@ from proposed_cohorts import untouched_cohort, with_adapter
 from SAMFineTuneLib.cases.label_files import read_labels
 from SAMFineTuneLib.cohort.choosing import next_case
 from SAMFineTuneLib.cohort.confidence import expected, read_confidence
-from SAMFineTuneLib.cohort.proposing import propose, read_signals
+from SAMFineTuneLib.cohort.proposal_files import read_signals
+from SAMFineTuneLib.cohort.proposing import propose
 from SAMFineTuneLib.cohort.review import PROPOSED_LABELS, accept, refuse, release, take
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.evaluation import executors
