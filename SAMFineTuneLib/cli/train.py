@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import time
-from collections.abc import Sequence
-from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from SAMFineTuneLib.cli import outputs
 from SAMFineTuneLib.cli.arguments import adapter_names, add_match_labels
-from SAMFineTuneLib.cli.long_work import ProgressLine, stoppable, time_left
+from SAMFineTuneLib.cli.long_work import stoppable
+from SAMFineTuneLib.cli.training_output import TrainingOutput, emit, outline, show_cases, show_plan, show_result
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.wording import counted, duration, readable_size
+from SAMFineTuneLib.wording import duration
 
 if TYPE_CHECKING:
-    from SAMFineTuneLib.cases.case_survey import Survey
     from SAMFineTuneLib.cases.cases import Case
-    from SAMFineTuneLib.cases.splits import Fold
     from SAMFineTuneLib.models.adapters.adapter_folder import AdapterFolder
     from SAMFineTuneLib.models.adapters.adapter_store import AdapterStore
     from SAMFineTuneLib.models.spec import ModelFolder
     from SAMFineTuneLib.training.fine_tuning import Result, TrainingProgress
-    from SAMFineTuneLib.training.training_plan import Plan
     from SAMFineTuneLib.training.training_settings import TrainingSettings
 
 _EPILOG = """CASES is a folder with images/ and labels/ (or masks/), pairs of one name; nnU-Net's imagesTr/ and
@@ -45,9 +39,6 @@ examples:
 The adapter is added to those of this computer under its folder's name or --name, ready for use here and in Slicer.
 Ctrl-C stops the training; --resume continues it. Needs PyTorch: pip install "samfinetune[training]"
 """
-_FIRST_STEPS = 5  # after which the total time is estimated
-_STAGES = {"cases": "reading the cases", "before": "testing the base", "testing": "testing the adapter",
-           "report": "writing the adapter and its report"}  # fmt: skip
 
 
 def add_parser(subparsers) -> None:
@@ -115,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
         return _check(args) if args.check else _train(args)
     except UserError as error:
         if args.json_progress:
-            _emit({"event": "error", "message": str(error)})
+            emit({"event": "error", "message": str(error)})
         raise
 
 
@@ -155,19 +146,19 @@ def _check(args: argparse.Namespace) -> int:
         _require_packages()
     except UserError:  # the cases can be shown all the same
         exclusive = "automatic" in settings.heads
-        _show_cases(args, cases, test, survey([*cases, *test], settings.labels, exclusive=exclusive))
+        show_cases(args, cases, test, survey([*cases, *test], settings.labels, exclusive=exclusive))
         raise
     from SAMFineTuneLib.models.store import Store
     from SAMFineTuneLib.training.training_plan import make_plan
     from SAMFineTuneLib.training.training_time import measure_pace
 
     plan = make_plan(cases, args.output, Store().find(args.model), settings, args.resume, test, start=start)
-    _show_cases(args, cases, test, plan.found)
+    show_cases(args, cases, test, plan.found)
     if not args.json_progress:
-        _show_plan(plan)
+        show_plan(plan)
     pace = measure_pace(plan)
     if args.json_progress:
-        _emit({"event": "plan", **_outline(plan), "seconds": pace.seconds})
+        emit({"event": "plan", **outline(plan), "seconds": pace.seconds})
     else:
         tried = "a step" if pace.steps == 1 else f"{pace.steps} steps"
         print(f"time        about {duration(pace.seconds)} on {plan.device}, estimated from {tried} and some answers")
@@ -203,63 +194,6 @@ def _require_packages() -> None:
     require("Training", "peft", "torch", extra="training")
 
 
-def _show_cases(args: argparse.Namespace, cases: Sequence[Case], test: Sequence[Case], found: Survey) -> None:
-    patients, slices = (len({case.patient for case in some}) for some in (cases, test)), sum(found.slices.values())
-    learn, tested = patients
-    if args.json_progress:
-        _emit({"event": "cases", "cases": len(cases), "patients": learn, "tests": len(test),
-               "labels": list(found.names), "slices": slices, "notes": list(found.notes)})  # fmt: skip
-        return
-    others = f"; {len(test)} to test on, of {tested} patients" if test else ""
-    print(f"cases       {len(cases)}, of {learn} patients{others}, {slices} labelled slices")
-    print(f"labels      {', '.join(found.names)}")
-    for note in found.notes:
-        print(f"note        {note}")
-
-
-def _outline(plan: Plan) -> dict[str, Any]:
-    return {"base": plan.base.spec.id, "preset": plan.settings.preset, "device": plan.device,
-            "trainings": len(plan.trainings), "steps": list(plan.steps), "bytes": plan.bytes_needed,
-            "split": [{"learn": len(fold.train), "validate": len(fold.test), "test": len(test)}
-                      for fold, test in _trainings(plan)]}  # fmt: skip
-
-
-def _trainings(plan: Plan) -> list[tuple[Fold, tuple[Case, ...]]]:
-    """Each training with the cases that test it; the delivered one of a cross-validation has none."""
-    return list(zip_longest(plan.trainings, (part.test for part in plan.folds.parts), fillvalue=()))
-
-
-def _show_plan(plan: Plan) -> None:
-
-    settings, spec = plan.settings, plan.base.spec
-    print(f"base        {spec.id} ({spec.name})")
-    if plan.start is not None:
-        learned = len(plan.start.card.cases)
-        print(f"start       adapter {plan.start.name}, which learned from {counted(learned, 'case')}")
-    print(f"recipe      {settings.method}; {' and '.join(settings.heads)}; {settings.batch} pictures a step, "
-          f"{settings.rounds} rounds on each object, learning rate {settings.rate:g}")  # fmt: skip
-    print(f"preset      {settings.preset}: {_trainings_of(plan)}")
-    for number, (fold, test) in enumerate(_trainings(plan), start=1):
-        parts = [f"learns from {_named(fold.train)}"]
-        parts += [f"is validated on {_named(fold.test)}"] if fold.test else []
-        parts.append(f"is tested on {_named(test)}" if test else "is not tested")
-        last = " (the adapter)" if number == len(plan.trainings) else ""
-        print(f"training {number:<3d}{', '.join(parts)}{last}")
-    needed, free = readable_size(plan.bytes_needed), readable_size(plan.bytes_free)
-    print(f"disk        up to {needed} until it is done; {free} free")
-
-
-def _trainings_of(plan: Plan) -> str:
-    least, most = min(plan.steps), max(plan.steps)
-    steps = f"{most} steps" if least == most else f"{least} to {most} steps"
-    return f"1 training of {steps}" if len(plan.steps) == 1 else f"{len(plan.steps)} trainings of {steps} each"
-
-
-def _named(cases: Sequence[Case]) -> str:
-    names = ", ".join(case.id for case in cases[:5]) + (", …" if len(cases) > 5 else "")
-    return f"{counted(len(cases), 'case')} ({names})"
-
-
 def _train(args: argparse.Namespace) -> int:
     _require_packages()
     from SAMFineTuneLib.errors import is_out_of_memory
@@ -279,14 +213,14 @@ def _train(args: argparse.Namespace) -> int:
         stop.learning = progress.stage == "training"
         show(progress)
 
-    with stoppable(stopped) as stop, outputs.resumable(begun), _Report(args.json_progress) as show:
+    with stoppable(stopped) as stop, outputs.resumable(begun), TrainingOutput(args.json_progress) as show:
         try:
             result = fine_tune(
                 cases, args.output, base, settings, tell, lambda: stop.asked, args.resume, test, show.plan, start
             )
         except Stopped:
             if args.json_progress:
-                _emit({"event": "stopped"})
+                emit({"event": "stopped"})
             raise
         except Exception as error:
             if is_out_of_memory(error):
@@ -297,7 +231,7 @@ def _train(args: argparse.Namespace) -> int:
             raise
     if not int(os.environ.get("RANK", "0")):  # under torchrun the first process reports
         added, note = _add(store, "" if args.no_add else _name(args), result, base)
-        _finish(result, args, added, note)
+        show_result(result, args, added, note)
     return 0
 
 
@@ -311,73 +245,3 @@ def _add(store: AdapterStore, name: str, result: Result, base: ModelFolder) -> t
         return name, add_ready(store, result.adapter, name, base)
     except UserError as error:  # the trained adapter is kept in any case
         return "", str(error)
-
-
-def _finish(result: Result, args: argparse.Namespace, added: str, note: str) -> None:
-    from SAMFineTuneLib.training.training_report import gain_in_words
-
-    notes = [*result.notes, *([note] if note else [])]
-    gains = [gain.summary() for gain in result.card.gains]
-    if args.json_progress:
-        _emit({"event": "done", "adapter": str(result.adapter), "report": str(result.report / "index.html"),
-               "added": added, "evidence": result.evidence, "gains": gains, "notes": notes})  # fmt: skip
-        return
-    for note in notes:
-        print(f"note        {note}")
-    print(f"evidence    {result.evidence}")
-    for gain in result.card.gains:
-        cases = counted(len(gain.cases), "case")
-        print(f"Dice        {gain.prompt}, {gain.label}: {gain_in_words(gain)}, {cases}")
-    print(f"report      {result.report / 'index.html'}")
-    print(f"written     {result.adapter}")
-    if added:
-        print(f"added       use it with --adapter {added}, or choose it in Slicer")
-
-
-def _emit(content: dict[str, Any]) -> None:
-    print(json.dumps(content), flush=True)
-
-
-class _Report(ProgressLine):
-    """Prints progress for people, or as JSON objects on stdout."""
-
-    def __init__(self, as_json: bool) -> None:
-        super().__init__()
-        self._json, self._begun = as_json, time.monotonic()
-        self._stage: tuple | None = None
-        self._steps = 0
-
-    def plan(self, plan: Plan) -> None:
-        """What will be done."""
-        if self._json:
-            _emit({"event": "plan", **_outline(plan), "notes": list(plan.found.notes)})
-            return
-        self.note(f"preset      {plan.settings.preset}: {_trainings_of(plan)}")
-        for note in plan.found.notes:
-            self.note(f"note        {note}")
-
-    def __call__(self, progress: TrainingProgress) -> None:
-
-        if self._json:
-            _emit({"event": "progress", **vars(progress)})
-            return
-        stage, training = (progress.stage, progress.part), progress.stage == "training"
-        self._steps += training
-        if training and self._steps == _FIRST_STEPS and progress.seconds_left is not None:
-            whole = time.monotonic() - self._begun + progress.seconds_left
-            self.note(f"time        about {duration(whole)} in all on this computer, estimated from its first steps")
-        super().__call__(describe(progress), stage != self._stage or progress.step == progress.steps > 0)
-        self._stage = stage
-
-
-def describe(progress: TrainingProgress) -> str:
-    """Progress as one line for people."""
-    if progress.stage != "training":
-        text = _STAGES[progress.stage]
-    else:
-        text = f"step {progress.step} of {progress.steps}, loss {progress.loss:.3f}"
-        if progress.dice is not None:
-            text += f", validation Dice {progress.dice:.3f}"
-    if progress.parts > 1 and progress.stage not in ("cases", "report"):
-        text = f"training {progress.part} of {progress.parts}: {text}"
-    return text + time_left(progress.seconds_left)
