@@ -36,6 +36,7 @@ from SAMFineTuneLib.cohort.confidence import CONFIDENCE
 from SAMFineTuneLib.cohort.create_cohort import patient_digest
 from SAMFineTuneLib.cohort.review import stay_taken
 from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.service import cohort_messages as messages
 from SAMFineTuneLib.service import protocol
 from SAMFineTuneLib.service.cohort_pieces import AT_ONCE, RESULTS
 from SAMFineTuneLib.service.cohort_uploads import NOTHING_ADDED, add_part, upload_path
@@ -100,7 +101,7 @@ class CohortApi:
             answer = act(self, message)
         except UserError as error:
             raise UserError(_without_folders(str(error))) from error
-        return answer, isinstance(answer, protocol.CohortNews) and not answer.state and not answer.events
+        return answer, isinstance(answer, messages.CohortNews) and not answer.state and not answer.events
 
     def expire(self) -> None:
         """Start what was stopped from outside, and end the queues that nobody has used for long."""
@@ -123,10 +124,10 @@ class CohortApi:
 
     # ---- inside
 
-    def _list(self, _: protocol.ListCohorts) -> protocol.Cohorts:
-        return protocol.Cohorts(tuple(self._cohorts))
+    def _list(self, _: messages.ListCohorts) -> messages.Cohorts:
+        return messages.Cohorts(tuple(self._cohorts))
 
-    def _follow(self, message: protocol.FollowCohort) -> protocol.CohortNews:
+    def _follow(self, message: messages.FollowCohort) -> messages.CohortNews:
         cohort, work = self._cohort(message.cohort), self._background[message.cohort]
         if message.by:
             with suppress(UserError):  # on a full disk, too, it is told how the cohort stands
@@ -141,9 +142,9 @@ class CohortApi:
                 events, after = more
             events = events[-1:] if busy else []
         told = [{**event, "text": _without_folders(event.get("text", ""))} for event in events]
-        return protocol.CohortNews(state, busy, tuple(told), after)
+        return messages.CohortNews(state, busy, tuple(told), after)
 
-    def _piece(self, piece: protocol.CohortPiece) -> protocol.CohortTold:
+    def _piece(self, piece: messages.CohortPiece) -> messages.CohortTold:
         cohort = self._cohort(piece.cohort)
         if (piece.by or piece.take or piece.what in ("open", "take")) and not _WORD.fullmatch(piece.by):
             raise UserError("Cases are taken under a word of letters and digits; give another one.")
@@ -158,10 +159,10 @@ class CohortApi:
             else:
                 raise Refused(404, "path", f"This server does not know “{piece.what[:20]}”; update it.")
         except UserError as error:
-            return protocol.CohortTold({"event": "failed", "what": piece.what, "text": _without_folders(str(error))})
-        return protocol.CohortTold({"event": "done", "what": piece.what, "case": piece.case, **(told or {})})
+            return messages.CohortTold({"event": "failed", "what": piece.what, "text": _without_folders(str(error))})
+        return messages.CohortTold({"event": "done", "what": piece.what, "case": piece.case, **(told or {})})
 
-    def _of_image(self, piece: protocol.CohortPiece, cohort: Cohort) -> dict[str, Any]:
+    def _of_image(self, piece: messages.CohortPiece, cohort: Cohort) -> dict[str, Any]:
         """What is to be known of an image that arrived, without its patient's name."""
         self._require_may_add()
         if not _DIGEST.fullmatch(piece.case):
@@ -170,7 +171,7 @@ class CohortApi:
         return {"packed": str(upload_path(cohort.folder, piece.image)), "patient": patient,
                 "largest": self._limits.volume_bytes}  # fmt: skip
 
-    def _upload(self, message: protocol.CohortUpload) -> protocol.Received:
+    def _upload(self, message: messages.CohortUpload) -> protocol.Received:
         self._require_may_add()
         return protocol.Received(add_part(self._cohort(message.cohort).folder, message, self._limits))
 
@@ -179,7 +180,7 @@ class CohortApi:
             text = "Only its administrator may add scans on this server; ask for them to be added."
             raise Refused(403, NOTHING_ADDED, text)
 
-    def _begin(self, piece: protocol.CohortPiece) -> None:
+    def _begin(self, piece: messages.CohortPiece) -> None:
         """Begin, or stop, what takes long. The server chooses the device."""
         work = self._background[piece.cohort]
         with self._lock:
@@ -191,7 +192,7 @@ class CohortApi:
             work.put(piece.what, **values, device="auto")
         return work.start(outlives=True)
 
-    def _file(self, message: protocol.CohortFile) -> protocol.CohortPart:
+    def _file(self, message: messages.CohortFile) -> messages.CohortPart:
         if message.which in _LAID_OUT:
             path = self._window(message).laid_out(message.number, message.which)
         else:
@@ -200,10 +201,10 @@ class CohortApi:
             path = {"picture": picture_path(cohort.folder, key),
                     "confidence": cohort.proposal(key) / CONFIDENCE}.get(message.which)  # fmt: skip
         if path is None or not path.is_file():
-            return protocol.CohortPart(0)
+            return messages.CohortPart(0)
         with open(path, "rb") as file:
             file.seek(max(0, message.offset))
-            return protocol.CohortPart(path.stat().st_size, file.read(_PART))
+            return messages.CohortPart(path.stat().st_size, file.read(_PART))
 
     def _cohort(self, name: str) -> Cohort:
         if name not in self._cohorts:
@@ -226,7 +227,7 @@ class CohortApi:
             self._told[name] = known = state, taken, told
         return known[2]
 
-    def _window(self, message: protocol.CohortPiece | protocol.CohortFile) -> _Window:
+    def _window(self, message: messages.CohortPiece | messages.CohortFile) -> _Window:
         folder = self._cohort(message.cohort).folder
         if not _WINDOW.fullmatch(message.window) or message.number < 0:
             raise WireError("its window or number is not one")
@@ -247,7 +248,7 @@ class _Window:
         self._ended: dict[int, dict[str, Any]] = {}
         self._progress: dict[str, Any] = {}  # the last event of that kind
 
-    def done(self, piece: protocol.CohortPiece, limits: Limits, more: dict[str, Any]) -> protocol.CohortTold:
+    def done(self, piece: messages.CohortPiece, limits: Limits, more: dict[str, Any]) -> messages.CohortTold:
         """Put a piece with `more` values into the queue unless it is known, and wait for its end for a while."""
         until = time.monotonic() + (_TELL_AFTER if piece.what in RESULTS else _LONGEST_WAIT)
         while time.monotonic() < until:
@@ -263,11 +264,11 @@ class _Window:
                             path.unlink(missing_ok=True)  # the client keeps its labels
                     hidden = {name: name for name in _LAID_OUT if event.get(name)}
                     hidden |= {"text": _without_folders(event["text"])} if "text" in event else {}
-                    return protocol.CohortTold({**event, **hidden})
+                    return messages.CohortTold({**event, **hidden})
                 self.work.start()
             time.sleep(_LOOK_EVERY)
         progress = self._progress if self._progress.get("number") == piece.number else None
-        return protocol.CohortTold(None, progress)
+        return messages.CohortTold(None, progress)
 
     def laid_out(self, number: int, which: str) -> Path | None:
         """A file that a piece has written for the client."""
@@ -292,7 +293,7 @@ class _Window:
             del self._ended[next(iter(self._ended))]
         return self._ended.get(number)
 
-    def _put(self, piece: protocol.CohortPiece, limits: Limits, more: dict[str, Any]) -> None:
+    def _put(self, piece: messages.CohortPiece, limits: Limits, more: dict[str, Any]) -> None:
         laid_out = (*self.work.folder.glob("*-*.npy"), *self.work.folder.glob("*-results.zip"))
         for path in laid_out:  # the client is done with what was laid out for it
             with suppress(OSError):
@@ -308,13 +309,13 @@ def _without_folders(text: str) -> str:
     return _FOLDERS.sub("“", text)
 
 
-def _values(piece: protocol.CohortPiece) -> dict[str, Any]:
+def _values(piece: messages.CohortPiece) -> dict[str, Any]:
     """What `cohort_process` wants to know of a piece."""
     names = ("by", "case", "cases", "way", "without", "take", "leaves", "form", "seconds", "prompts")
     return {name: getattr(piece, name) for name in names}
 
 
-def _unpack(piece: protocol.CohortPiece, path: Path, largest: int) -> None:
+def _unpack(piece: messages.CohortPiece, path: Path, largest: int) -> None:
     """Write the labels of a piece beside its place in the queue, at most as many bytes as their shape says."""
     shape, kind = piece.shape, _KINDS.get(piece.dtype)
     if kind is None or min(shape) < 1 or math.prod(shape) * kind.itemsize > largest:
@@ -341,9 +342,9 @@ def _unpack(piece: protocol.CohortPiece, path: Path, largest: int) -> None:
 
 
 _ACTIONS = {
-    "list": (protocol.ListCohorts, CohortApi._list),
-    "follow": (protocol.FollowCohort, CohortApi._follow),
-    "piece": (protocol.CohortPiece, CohortApi._piece),
-    "file": (protocol.CohortFile, CohortApi._file),
-    "upload": (protocol.CohortUpload, CohortApi._upload),
+    "list": (messages.ListCohorts, CohortApi._list),
+    "follow": (messages.FollowCohort, CohortApi._follow),
+    "piece": (messages.CohortPiece, CohortApi._piece),
+    "file": (messages.CohortFile, CohortApi._file),
+    "upload": (messages.CohortUpload, CohortApi._upload),
 }

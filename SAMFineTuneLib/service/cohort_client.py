@@ -25,6 +25,7 @@ from SAMFineTuneLib import __version__
 from SAMFineTuneLib.cohort.cohort_folder import STATE_FILE, Cohort
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import atomic_write, data_folder, sha256_of, staged_folder, write_text
+from SAMFineTuneLib.service import cohort_messages as messages
 from SAMFineTuneLib.service import protocol
 from SAMFineTuneLib.service.cohort_uploads import NOTHING_ADDED
 from SAMFineTuneLib.service.link import HttpLink, LinkError
@@ -111,17 +112,17 @@ class ServedCohort:
     def names(self) -> tuple[str, ...]:
         """The cohorts that the server has."""
         try:
-            found = self._ask("list", protocol.ListCohorts(), protocol.Cohorts).names
+            found = self._ask("list", messages.ListCohorts(), messages.Cohorts).names
         except UserError as error:
             if getattr(error, "kind", "") == "path":  # a server without cohorts
                 return ()
             raise
         return tuple(filter(_is_name, found))
 
-    def follow(self, by: str = "") -> protocol.CohortNews:
+    def follow(self, by: str = "") -> messages.CohortNews:
         """Bring the mirror up to date, and keep taken what `by` has taken. Returns what has changed."""
-        message = protocol.FollowCohort(self.place.cohort, self._known, self._after, by)
-        news = self._ask("follow", message, protocol.CohortNews)
+        message = messages.FollowCohort(self.place.cohort, self._known, self._after, by)
+        news = self._ask("follow", message, messages.CohortNews)
         if news.state:
             keys = [case["key"] for case in loaded(news.state)["cases"]]
             if not all(key.isalnum() for key in keys):  # they become names of files
@@ -147,7 +148,7 @@ class ServedCohort:
         """Have the server do a piece of work.
 
         Args:
-            what: the piece, see `protocol.CohortPiece`.
+            what: the piece, see `cohort_messages.CohortPiece`.
             window: the word of a queue, and
             number: of a piece in it, which tell this piece from all others: asked for twice, it is done once.
             labels: [k, j, i] that come along.
@@ -164,8 +165,8 @@ class ServedCohort:
         if labels is not None:
             plain = np.ascontiguousarray(labels, labels.dtype.newbyteorder("<"))
             values |= {"shape": plain.shape, "dtype": plain.dtype.str, "labels": zlib.compress(plain, 1)}
-        piece = protocol.CohortPiece(self.place.cohort, window, number, what, **values)
-        while (event := (told := self._ask("piece", piece, protocol.CohortTold)).event) is None:
+        piece = messages.CohortPiece(self.place.cohort, window, number, what, **values)
+        while (event := (told := self._ask("piece", piece, messages.CohortTold)).event) is None:
             if progress is not None:
                 now = told.progress or {}
                 progress(now.get("done", 0), now.get("total", 0), now.get("text", ""))
@@ -191,7 +192,7 @@ class ServedCohort:
         with open(packed, "rb") as file:
             at, part = -1, b""
             while at < size:
-                message = protocol.CohortUpload(self.place.cohort, digest, size, max(at, 0), part)
+                message = messages.CohortUpload(self.place.cohort, digest, size, max(at, 0), part)
                 at = self._ask("upload", message, protocol.Received).received
                 progress(at / size)
                 file.seek(at)
@@ -205,7 +206,7 @@ class ServedCohort:
         """Download a file of a case.
 
         Args:
-            which: see `protocol.CohortFile`.
+            which: see `cohort_messages.CohortFile`.
             case: its key, "" for a file of the whole cohort.
             target: where the file is written.
             window: which panel or program asked for the file to be made.
@@ -218,8 +219,8 @@ class ServedCohort:
         with atomic_write(target, durable=False) as temporary, open(temporary, "wb") as file:
             size, at = 1, 0
             while at < size:
-                message = protocol.CohortFile(self.place.cohort, window, number, which, case, at)
-                part = self._ask("file", message, protocol.CohortPart)
+                message = messages.CohortFile(self.place.cohort, window, number, which, case, at)
+                part = self._ask("file", message, messages.CohortPart)
                 if not part.data and at < part.size:
                     raise Unreached("The server no longer has the case that was asked for; ask for it again.")
                 size, at = part.size, at + len(part.data)

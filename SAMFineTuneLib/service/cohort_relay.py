@@ -14,8 +14,8 @@ from SAMFineTuneLib.cohort.cohort_state import LEASE_ON_SERVER
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.service import cohort_work as queue
 from SAMFineTuneLib.service.cohort_client import ServedCohort
+from SAMFineTuneLib.service.cohort_messages import CohortNews, CohortPiece
 from SAMFineTuneLib.service.cohort_pieces import RESULTS, Piece, few
-from SAMFineTuneLib.service.protocol import CohortNews, CohortPiece
 from SAMFineTuneLib.service.worker import TOKEN_VARIABLE
 
 _LOOK_EVERY = 0.03  # s between two looks while waiting

@@ -15,7 +15,8 @@ from pathlib import Path
 from SAMFineTuneLib.disk_errors import disk_error
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import remove_abandoned, sha256_of
-from SAMFineTuneLib.service.protocol import CohortUpload, Limits, Refused
+from SAMFineTuneLib.service.cohort_messages import CohortUpload
+from SAMFineTuneLib.service.protocol import Limits, Refused
 from SAMFineTuneLib.service.wire import WireError
 
 NOTHING_ADDED = "adding"

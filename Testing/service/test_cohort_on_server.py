@@ -29,6 +29,7 @@ from SAMFineTuneLib.cohort.find_images import find_images
 from SAMFineTuneLib.cohort.review import PROPOSED_LABELS, accept, take
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images import Volume, read_volume, write_labelmap
+from SAMFineTuneLib.service import cohort_messages as messages
 from SAMFineTuneLib.service import protocol
 from SAMFineTuneLib.service.cohort_client import CohortPlace, ServedCohort, Unreached, mirror
 from SAMFineTuneLib.service.cohort_work import CohortWork, picture_path, take_up
@@ -363,7 +364,7 @@ def test_results_come_although_the_server_is_restarted_meanwhile(department, coh
 
 def piece(department: Department, **values) -> dict:
     """What the server says to a piece that no client of ours would send."""
-    plain = protocol.CohortPiece("liver", "c" * 16, values.pop("number", 1), "accept", by="me", case="p00")
+    plain = messages.CohortPiece("liver", "c" * 16, values.pop("number", 1), "accept", by="me", case="p00")
     return said(department, replace(plain, **values))
 
 
@@ -375,8 +376,8 @@ def said(department: Department, message, token: str = TOKEN, action: str = "pie
             pass
         if response.status != 200:
             break
-        answer = decode(response.read(), protocol.CohortTold | protocol.Received)
-        event = answer.event if isinstance(answer, protocol.CohortTold) else {"received": answer.received}
+        answer = decode(response.read(), messages.CohortTold | protocol.Received)
+        event = answer.event if isinstance(answer, messages.CohortTold) else {"received": answer.received}
     link.close()
     if event is not None:
         return event
@@ -415,7 +416,7 @@ def test_labels_that_are_not_of_the_image_are_refused(department, cohort):
 
 
 def test_too_large_a_request_is_not_read(department):
-    body = encode(protocol.CohortPiece("liver", "c" * 16, 1, "accept", labels=b""))
+    body = encode(messages.CohortPiece("liver", "c" * 16, 1, "accept", labels=b""))
     size = 200 << 20
     place = parse_address(department.address)
     with socket.create_connection((place.host, place.port)) as line:
@@ -426,9 +427,9 @@ def test_too_large_a_request_is_not_read(department):
 
 @pytest.mark.parametrize("token", ["wrong", ""])
 def test_nothing_without_the_token(department, cohort, token):
-    for action, message in (("list", protocol.ListCohorts()), ("follow", protocol.FollowCohort("liver")),
-                            ("piece", protocol.CohortPiece("liver", "c" * 16, 1, "take", "me", cases=("p00",))),
-                            ("file", protocol.CohortFile("liver", "c" * 16, 1, "picture", "p00"))):  # fmt: skip
+    for action, message in (("list", messages.ListCohorts()), ("follow", messages.FollowCohort("liver")),
+                            ("piece", messages.CohortPiece("liver", "c" * 16, 1, "take", "me", cases=("p00",))),
+                            ("file", messages.CohortFile("liver", "c" * 16, 1, "picture", "p00"))):  # fmt: skip
         assert said(department, message, token, action)["status"] == 401
     assert cohort.state.case("p00").lease is None
     with pytest.raises(Unreached, match="token|Connect"):
@@ -446,7 +447,7 @@ def test_a_server_of_another_protocol_is_told_apart(department, monkeypatch):
 
 
 def test_an_upload_that_breaks_off_leaves_nothing(department, cohort):
-    message = protocol.CohortPiece("liver", "d" * 16, 1, "accept", by="me", case="p00", shape=SHAPE,
+    message = messages.CohortPiece("liver", "d" * 16, 1, "accept", by="me", case="p00", shape=SHAPE,
                                    labels=zlib.compress(labels().tobytes()))  # fmt: skip
     body, place = b"".join(encode(message)), parse_address(department.address)
     with socket.create_connection((place.host, place.port)) as line:

@@ -25,7 +25,8 @@ from SAMFineTuneLib.cohort.cohort_folder import Cohort
 from SAMFineTuneLib.cohort.packed_images import pack_image
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images import read_volume
-from SAMFineTuneLib.service import cohort_uploads, protocol
+from SAMFineTuneLib.service import cohort_messages as messages
+from SAMFineTuneLib.service import cohort_uploads
 from SAMFineTuneLib.service.cohort_api import CohortApi
 from SAMFineTuneLib.service.cohort_client import Unreached
 from SAMFineTuneLib.service.protocol import Limits, Refused
@@ -125,7 +126,7 @@ def test_sending_goes_on_where_it_stopped_also_after_a_restart(department, cohor
         department.client().upload(tmp_path / "large.zip", stop)
     assert 0 < parts[-1] < 1
     first = dict(cohort="cohort", window="c" * 16, what="receive", case=digest, image=hashlib.sha256(data).hexdigest())
-    told = said(department, protocol.CohortPiece(**first, number=1))
+    told = said(department, messages.CohortPiece(**first, number=1))
     assert told["event"] == "failed" and "damaged" in told["text"] and len(cohort.state.cases) == 1
     with pytest.raises(UserError, match="enough"):
         parts.clear()
@@ -135,8 +136,8 @@ def test_sending_goes_on_where_it_stopped_also_after_a_restart(department, cohor
     rest: list[float] = []
     department.client().upload(tmp_path / "large.zip", rest.append)
     assert rest[0] == parts[-1] and rest[-1] == 1
-    assert said(department, protocol.CohortPiece(**first, number=2))["event"] == "done"
-    assert said(department, protocol.CohortPiece(**first, number=2))["event"] == "done", "asked for once more"
+    assert said(department, messages.CohortPiece(**first, number=2))["event"] == "done"
+    assert said(department, messages.CohortPiece(**first, number=2))["event"] == "done", "asked for once more"
     assert [case.name for case in cohort.state.cases] == ["a", "large"]
     assert read_volume(cohort.image(cohort.state.case("large"))).digest == digest
 
@@ -172,27 +173,27 @@ def test_what_no_client_of_ours_would_send_is_refused(department, cohort, tmp_pa
     before = {path: path.read_bytes() for path in cohort.folder.rglob("*") if path.is_file()}
     for number, (what, sent) in enumerate(wrong.items()):
         name = hashlib.sha256(sent).hexdigest()
-        said(department, protocol.CohortUpload("cohort", name, len(sent), 0, sent), action="upload")
+        said(department, messages.CohortUpload("cohort", name, len(sent), 0, sent), action="upload")
         values = {"case": digest, "image": name, "number": number, "what": "receive"}
-        told = said(department, protocol.CohortPiece("cohort", "c" * 16, **values))
+        told = said(department, messages.CohortPiece("cohort", "c" * 16, **values))
         assert told["event"] == "failed" and str(tmp_path) not in told["text"], (what, told)
     values |= {"number": 50, "image": hashlib.sha256(data).hexdigest()}
     for change, text in (({"case": "../a"}, "digest"), ({"image": "../../a"}, "digest"), ({"window": "../a"}, "window"),
                          ({"cohort": "../cohort"}, "no cohort")):  # fmt: skip
-        told = said(department, protocol.CohortPiece(**{"cohort": "cohort", "window": "c" * 16, **values, **change}))
+        told = said(department, messages.CohortPiece(**{"cohort": "cohort", "window": "c" * 16, **values, **change}))
         assert told["event"] in ("message", "cohort") and text in told["text"]
     for change in ({"digest": "../" + "0" * 61}, {"size": 0}, {"size": 1 << 40}, {"cohort": "x"}, {"digest": "0" * 64}):
         message = {"cohort": "cohort", "digest": values["image"], "size": len(data), "data": data, **change}
         message["size"] = message["size"] if "digest" not in change else len(data)
-        assert said(department, protocol.CohortUpload(**message), action="upload")["status"] >= 400, change
-    assert said(department, protocol.CohortUpload("cohort", "0" * 64, 5), "wrong", "upload")["status"] == 401
+        assert said(department, messages.CohortUpload(**message), action="upload")["status"] >= 400, change
+    assert said(department, messages.CohortUpload("cohort", "0" * 64, 5), "wrong", "upload")["status"] == 401
     assert not list((cohort.folder / "added").iterdir()) and not (tmp_path / "y.nii.gz").exists()
     assert before == {path: path.read_bytes() for path in cohort.folder.rglob("*") if path.is_file()}
 
 
 def test_a_full_disk_and_a_server_that_takes_nothing_are_said(cohort, monkeypatch):
     usage = namedtuple("usage", "total used free")
-    message = protocol.CohortUpload("cohort", "0" * 64, 1000, 0, b"x" * 100)
+    message = messages.CohortUpload("cohort", "0" * 64, 1000, 0, b"x" * 100)
     monkeypatch.setattr(cohort_uploads.shutil, "disk_usage", lambda path: usage(1, 1, 1500))
     with pytest.raises(Refused, match="The server's disk is full"):
         CohortApi([cohort.folder]).answer("upload", b"".join(encode(message)))

@@ -12,9 +12,9 @@ def test_the_self_test_passes(desktop):
 
 
 def test_what_fails_is_told_with_its_step(desktop, monkeypatch):
-    from SAMFineTunePanels import self_test
+    from SAMFineTunePanels import self_test, simulated_user
 
-    monkeypatch.setattr(self_test, "PATIENCE", 0.5)
+    monkeypatch.setattr(simulated_user, "PATIENCE", 0.5)
     monkeypatch.setattr(self_test.SelfTest, "click", lambda *_: None)  # as if the views did not hear the mouse
     with pytest.raises(AssertionError, match="step “The first click .* failed.*Waited in vain for the first mask"):
         SAMFineTune.SAMFineTuneTest().runTest()
