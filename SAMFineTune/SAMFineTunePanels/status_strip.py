@@ -245,7 +245,7 @@ class StatusStrip:
                 "vtkMRMLScalarVolumeNode") == 0 else ""
         if status.state == "ready":
             if not status.model:
-                return _("Ready")
+                return status.sentence
             where = _(" on {device}").format(device=status.device) if status.device else ""
             return _("Ready: {model}").format(model=status.model) + where
         return _("The worker failed") if status.state == "failed" else status.sentence

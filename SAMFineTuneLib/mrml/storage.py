@@ -30,6 +30,8 @@ FORMAT = "samfinetune-scene"
 VERSION = 1
 _RECORD = "SAMFineTune.session"
 _ROLES = {"volume": "Volume", "segmentation": "Segmentation", "editor": "SegmentEditor"}
+_CLASSES = {"volume": "vtkMRMLVolumeNode", "segmentation": "vtkMRMLSegmentationNode",
+            "editor": "vtkMRMLSegmentEditorNode"}  # fmt: skip
 _SAMPLES = 1 << 16  # voxels by which a volume of an earlier version's scene is recognised
 _SAME_AFFINE = 1e-3  # mm: what files lose of a volume's place
 _SNAPSHOT_DELAY = 0.15  # seconds without a change before the session is asked for its document
@@ -67,9 +69,10 @@ class ParameterNode:
             self.node.SetParameter(name, value)
 
     def referenced(self, what: str):
-        """The referenced "volume", "segmentation" or "editor" node, None without one."""
+        """The referenced "volume", "segmentation" or "editor" node, None without one of that class."""
         node = self.find()
-        return None if node is None else node.GetNodeReference(_ROLES[what])
+        other = None if node is None else node.GetNodeReference(_ROLES[what])
+        return other if other is not None and other.IsA(_CLASSES[what]) else None
 
     def refer(self, what: str, other) -> None:
         """Reference a node, or none, as "volume", "segmentation" or "editor"."""

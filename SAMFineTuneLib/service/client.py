@@ -386,7 +386,7 @@ class SessionClient(intents.IntentMethods):
     def _take_state(self, state: events.StateChanged) -> None:
         known, self._prompts = self._prompts, {info.number: info for info in state.prompts}
         for number, info in self._prompts.items():  # one that is as it was stays the same object: cheap to compare
-            if known.get(number) == info:
+            if _is_same(known.get(number), info):
                 self._prompts[number] = known[number]
         self._settled = state.settled
         if state.settled:  # jobs that a lost session began
@@ -504,3 +504,12 @@ class SessionClient(intents.IntentMethods):
         if self._model_open:
             return describe("ready", f"{self._model_open} on {self._device}")
         return describe("ready", "Ready." if self._model_open is None else "No model is open; choose one.")
+
+
+def _is_same(known: events.PromptInfo | None, now: events.PromptInfo) -> bool:
+    """Whether a prompt is as it was. An oblique view is a new object in every message."""
+    return known is not None and replace(known, view="") == replace(now, view="") and _key(known) == _key(now)
+
+
+def _key(info: events.PromptInfo) -> str:
+    return info.view if isinstance(info.view, str) else info.view.key

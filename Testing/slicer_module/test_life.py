@@ -493,6 +493,46 @@ def test_a_volume_that_is_refused_is_offered_once(desktop, caplog):
     desktop.wait(lambda: panel.host.session.volume_node is flat)
 
 
+@pytest.mark.parametrize("aligned", [True, False])
+def test_why_a_model_cannot_be_used_is_seen_until_the_prompts_change(work, aligned):
+    if aligned:
+        work.panel.input.align_views()
+    clicked(work)
+    work.rest()
+    work.panel.model.use({"id": "no-such-model", "where": "installed"})
+    work.desktop.wait(lambda: work.desktop.messages())
+    work.rest()
+    work.desktop.pass_time(0.5)
+    assert ["no-such-model" in text for text in work.desktop.messages()] == [True]
+
+
+def test_a_scene_with_an_unknown_adapter_says_that_no_model_is_open(desktop):
+    node = slicer.vtkMRMLScriptedModuleNode()
+    node.SetSingletonTag("SAMFineTune")
+    node.SetModuleName("SAMFineTune")
+    node.SetParameter("Model", "compact")
+    node.SetParameter("Adapter", "of-a-colleague")
+    desktop.scene.AddNode(node)
+    work = Work(desktop)
+    work.click("Red", work.middle_of(LIVER))
+    desktop.wait(lambda: len(work.session.prompts) == 1)
+    desktop.wait(lambda: "No model is open" in work.panel.status.ui.statusLabel.text)
+    work.panel.model.use({"id": "compact", "where": "bundled"})
+    work.wait_for_voxels()
+
+
+def test_a_scene_whose_nodes_are_of_the_wrong_kind_opens(desktop):
+    volume = desktop.load_phantom()[0]
+    node = slicer.vtkMRMLScriptedModuleNode()
+    node.SetSingletonTag("SAMFineTune")
+    node.SetModuleName("SAMFineTune")
+    node = desktop.scene.AddNode(node)
+    for role in ("Volume", "Segmentation", "SegmentEditor"):
+        node.SetNodeReferenceID(role, volume.GetID())
+    panel = desktop.open()
+    assert panel.host.session.volume_node is volume and panel.host.session.segmentation_node is None
+
+
 def test_the_panel_loads_no_library_that_stops_the_window_for_long(root):
     files = (root / "SAMFineTune").rglob("*.py")
     found = [node for file in files for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))]
