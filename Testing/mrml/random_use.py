@@ -147,9 +147,13 @@ class RandomUse:
         self.listened = len(self.host.told)
 
     def settle(self) -> None:
-        """Until everything has come to rest. On a busy machine a propagation takes minutes, but tells of each slice."""
+        """Until everything has come to rest."""
+        self.until(lambda: self.session.at_rest)
+
+    def until(self, wanted) -> None:
+        """Until it is so. On a busy machine a propagation takes minutes, but tells of each slice."""
         heard = time.monotonic()
-        while not self.session.at_rest:
+        while not wanted():
             if self.host.pump():
                 heard = time.monotonic()
             assert time.monotonic() - heard < _PATIENCE, f"in vain: {self.host.told[-3:]}, {self.session.client.status}"
@@ -241,7 +245,7 @@ class RandomUse:
     def find_objects(self) -> None:
         at = int(self.random.integers(6, 12))
         job = self.session.everything("axial", {"points_per_side": 6}, at, at)
-        self.host.until(lambda: any(isinstance(event, Objects) and event.job == job for event in self.host.told), 120)
+        self.until(lambda: any(isinstance(event, Objects) and event.job == job for event in self.host.told))
         objects = next(event for event in reversed(self.host.told) if isinstance(event, Objects)).objects
         if objects and len(self._segments()) < 8:
             self.session.adopt(job, [item.number for item in objects[:2]])
