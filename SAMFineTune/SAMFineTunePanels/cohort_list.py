@@ -40,7 +40,7 @@ class CohortList:
         self._steps = iter(())
 
     def show(self, state, wanted, opened, by):
-        """List the cases in the wanted states; `opened` is the key of the one in the views, `by` this window's word."""
+        """List the cases in the wanted states; `opened`: key of the one in the views; `by`: this window."""
         cases = [one for one in state.cases
                  if not wanted or one.state == wanted or (wanted == "todo" and one.state in _TO_DO)]  # fmt: skip
         keys, texts = [one.key for one in cases], [self._text(one, one.key == opened, by) for one in cases]

@@ -28,7 +28,7 @@ class CohortReview:
 
         self.host, self.volumes, self.cohort = host, volumes, cohort
         self._told, self._environment = told, environment
-        self.word = secrets.token_hex(8)  # of this window, so that others leave its cases alone
+        self.word = secrets.token_hex(8)  # identifies this window, so that others leave its cases alone
         self._process = this_process()  # its cases are given back with its end, also of a kill
         self.work = CohortWork(cohort.folder, self.word)
         self.way = "random"

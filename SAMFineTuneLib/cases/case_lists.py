@@ -107,7 +107,7 @@ def _found(cell: str, folder: Path) -> Path | None:
     """The file or folder that a cell names, None where there is none. Windows' separators are understood on every
     system, and the number of a series may follow the name (`case1#2`)."""
     for text in (cell, cell.replace("\\", "/")):
-        with suppress(OSError, ValueError, RuntimeError):  # what is no path at all
+        with suppress(OSError, ValueError, RuntimeError):  # what is not a path
             file = folder / Path(text).expanduser()
             if split_choice(file)[0].exists():
                 return file

@@ -1,7 +1,7 @@
 """Decides which of a training's candidates is kept, and whether it replaces a cohort's adapter in use.
 
 What the candidates propose for the held-out cases, as whole volumes, is compared with what was accepted, and the better
-one is kept. It replaces the adapter in use when its mean Dice over the patients compared is higher. This is no proof:
+one is kept. It replaces the adapter in use when its mean Dice over the patients compared is higher. This is not proof:
 both of two patients gain by chance one time in four, so that their interval says little, and waiting for six who all
 gain would mean learning nothing from the first twenty cases. Replacing an adapter by an equally good one costs little,
 and no training puts one in use that is worse for those who judge. The interval is told, and whether chance may explain

@@ -16,7 +16,7 @@ _LOCALIZER = 4  # slices: a series of so few is hardly the one to be segmented
 def images_below(
     folder: Path, passed_over: Callable[[Sequence[str]], bool] = lambda names: False
 ) -> dict[Path, tuple[str, ...]]:
-    """Find images. Slicer segmentations (`.seg.nrrd`) are none, and localizers only where there is no other series.
+    """Find images. Slicer segmentations (`.seg.nrrd`) do not count, and localizers only where there is no other series.
 
     Args:
         folder: where to look.

@@ -27,7 +27,7 @@ class FollowCohort:
     after: int = -1
     """Where the events begin that the client does not have, as told before; at first -1."""
     by: str = ""
-    """The word of a window whose cases stay taken, because it is there."""
+    """Identifier of a window that is open, so that its cases stay taken."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class CohortNews:
 class CohortPiece:
     """A piece of work on a cohort, as `cohort_process` does it; sent again until its event comes. Answer: `CohortTold`.
 
-    `window` and `number` tell it from all others; `by` is the word under which cases are taken.
+    `window` and `number` tell it from all others; `by` identifies who takes cases.
     """
 
     cohort: str

@@ -60,7 +60,7 @@ class CohortWork(FolderProcess):
 
     Args:
         cohort: the cohort's folder, which need not exist yet.
-        name: a word of the window's own, or BESIDE; without one, the queue of training and proposing, which all windows
+        name: identifier of the window, or BESIDE; without one, the queue of training and proposing, which all windows
             share, too.
     """
 

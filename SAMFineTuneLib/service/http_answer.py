@@ -29,7 +29,7 @@ class HttpAnswer:
         return b"".join(self._chunks) if self._chunked else self._data
 
     def feed(self, data: bytes) -> None:
-        """Take the next bytes from the socket; ValueError when they are no answer."""
+        """Take the next bytes from the socket; ValueError when they are not an HTTP answer."""
         self.began = True
         if self._head is not None:
             self._head += data
