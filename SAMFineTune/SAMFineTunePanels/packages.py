@@ -11,6 +11,7 @@ import shutil
 import sys
 from dataclasses import dataclass
 
+import slicer
 from slicer.i18n import tr as _
 
 _PINNED = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "Resources", "Packages")
@@ -89,6 +90,15 @@ def packages_folder():
 def installed_folders():
     """The folders that the processes behind the panel add to their module path."""
     return [packages.folder for packages in (ONNX_RUNTIME, TRAINING, DICOM_SEG) if os.path.isdir(packages.folder)]
+
+
+def environment():
+    """The environment of a process behind the panel: Slicer's without what its launcher has set, since its Python sets
+    that anew, and with the folders of these packages."""
+    surroundings = dict(slicer.util.startupEnvironment())
+    before = surroundings.get("PYTHONPATH")
+    surroundings["PYTHONPATH"] = os.pathsep.join([*installed_folders(), *([before] if before else [])])
+    return surroundings
 
 
 def anything_installed():

@@ -1,5 +1,6 @@
 """The whole panel: its tabs, and the life of what is behind them."""
 
+import sys
 import time
 
 import qt
@@ -7,7 +8,7 @@ import slicer
 import vtk
 from slicer.i18n import tr as _
 
-from . import packages, worker_python
+from . import packages
 from .automatic_tab import AutomaticTab
 from .cohort_tab import CohortTab
 from .contrast_controls import ContrastControls
@@ -170,12 +171,18 @@ class Panel(slicer.util.VTKObservationMixin):
     def _make_client(self):
         from SAMFineTuneLib.service.child_process import ChildProcess
         from SAMFineTuneLib.service.client import SessionClient
+        from SAMFineTuneLib.service.worker import LocalWorker
 
         self.starter = None
         if self.server.remote:
             return SessionClient(self.server.connection(self.server.used), segments_are_steps=False)
+        # The standard library starts the worker rather than QProcess: looking whether it lives and closing its pipe do
+        # not wait, and no signal can arrive after the panel is gone. The worker ends when its standard input closes: a
+        # crash of Slicer therefore leaves no worker behind, and neither does ending it, although a kill would only hit
+        # the launcher that stands before Slicer's Python.
         self.starter = ChildProcess()
-        return SessionClient(worker_python.local_connection(self.starter), segments_are_steps=False)
+        worker = LocalWorker(sys.executable, packages.environment(), self.starter)
+        return SessionClient(worker, segments_are_steps=False)
 
     def _make_session(self, scene, client):
         from SAMFineTuneLib.mrml.scene_session import SceneSession

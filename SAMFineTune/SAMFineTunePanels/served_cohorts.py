@@ -4,7 +4,7 @@ import sys
 
 from slicer.i18n import tr as _
 
-from . import worker_python
+from . import packages
 from .qt_helpers import chosen_in, enable, fill_menu, read_setting, write_setting
 
 _TOPIC = "cohort"
@@ -33,7 +33,7 @@ class ServedCohorts:
 
         place, used = place_of(folder), self.server.used
         token = used[1] if place is not None and used is not None and used[0] == place.address else ""
-        return {**worker_python.environment(), TOKEN_VARIABLE: token}
+        return {**packages.environment(), TOKEN_VARIABLE: token}
 
     def open(self):
         """Open the chosen cohort."""

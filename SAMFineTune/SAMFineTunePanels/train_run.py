@@ -5,7 +5,7 @@ import time
 
 from slicer.i18n import tr as _
 
-from . import worker_python
+from . import packages
 from .qt_helpers import fill_menu, read_flag, set_text, succeeded
 from .status_strip import time_left
 from .train_curves import Curves
@@ -177,7 +177,7 @@ class TrainRuns:
     def start(self, outlives=False):
         """Start or resume the training that is shown."""
         self._watched, self._asked_to_stop = True, False
-        if succeeded(self.host, self.run.start, sys.executable, worker_python.environment(), outlives):
+        if succeeded(self.host, self.run.start, sys.executable, packages.environment(), outlives):
             self._look_after = 0.0
             self.refresh()
 

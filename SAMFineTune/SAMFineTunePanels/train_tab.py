@@ -7,7 +7,7 @@ import time
 import slicer
 from slicer.i18n import tr as _
 
-from . import packages, worker_python
+from . import packages
 from .model_settings import BUNDLED, install_torch, torch_is_there
 from .qt_helpers import (
     choose_in,
@@ -222,7 +222,7 @@ class TrainTab:
         set_text(self.ui.checkLabel, _("Checking the cases, and how long they take.") if only_check else "")
         if only_check:
             self._check = run
-            self.host.act(run.start, sys.executable, worker_python.environment())
+            self.host.act(run.start, sys.executable, packages.environment())
         else:
             self.runs.add(run)
             self.runs.start(self.ui.outlivesBox.checked)

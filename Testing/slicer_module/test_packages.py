@@ -151,7 +151,7 @@ def test_the_button_appears_when_the_runtime_is_missing(desktop, wheels, pins, m
     desktop.wait(lambda: ui.installButton.isHidden())
     desktop.wait(lambda: panel.prompts.tool == "positive")  # where it would have been without
     assert panel.host.session.volume_node is not None
-    assert runtime.folder in panel_environment(packages)["PYTHONPATH"]
+    assert runtime.folder in packages.environment()["PYTHONPATH"]
 
 
 def test_what_was_installed_is_removed_on_demand(desktop, wheels, pins, monkeypatch):
@@ -181,10 +181,4 @@ def test_processes_behind_the_panel_find_every_set(desktop, pins, monkeypatch):
         own = packages.PackageSet(name, "a set", pins, "smallpackage", "1 kB")
         monkeypatch.setattr(packages, name, own)
         os.makedirs(own.folder)
-        assert own.folder in panel_environment(packages)["PYTHONPATH"].split(os.pathsep)
-
-
-def panel_environment(packages):
-    from SAMFineTunePanels import worker_python as worker
-
-    return worker.environment()
+        assert own.folder in packages.environment()["PYTHONPATH"].split(os.pathsep)

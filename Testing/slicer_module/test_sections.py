@@ -369,10 +369,8 @@ def test_preparing_the_volume_and_clearing_the_cache(work):
 
 
 def test_a_worker_that_cannot_start_is_a_sentence_and_can_be_tried_again(desktop, monkeypatch):
-    from SAMFineTunePanels import worker_python as worker
-
     executable = sys.executable
-    monkeypatch.setattr(worker.sys, "executable", "/nowhere/python")
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
     work = Work(desktop)
     ui = work.panel.status.ui
     desktop.wait(lambda: not ui.retryButton.isHidden(), 10)
