@@ -1,4 +1,4 @@
-"""Reviewing the cases of a cohort: one is open, the next one is loaded in advance, those left are written by and by."""
+"""Reviewing the cases of a cohort: one is open, the next one is loaded in advance, and labels are saved meanwhile."""
 
 import secrets
 import sys
@@ -15,12 +15,12 @@ AT_ONCE = 0.012  # s of a turn in which labels are written
 KEEP_AFTER = 30.0  # s without a change after which a correction is kept
 RENEW_EVERY = 150.0  # s between two signs that somebody works on a case
 LOOK_EVERY = 0.5  # s between two looks at prompts and segments
-PATIENCE = 20.0  # s that accepting waits for answers of the model
+PATIENCE = 20.0  # s that leaving a case waits for the model's answers
 _TOPIC = "cohort"
 
 
 class CohortReview:
-    """Opens, keeps and accepts the cases of one cohort; `told(event)` gets what the process says that is not for it."""
+    """Opens, keeps and accepts the cases of one cohort; `told(event)` gets all other events of the process."""
 
     def __init__(self, host, volumes, cohort, told, environment):
         from SAMFineTuneLib.process_lock import this_process
@@ -29,7 +29,7 @@ class CohortReview:
         self.host, self.volumes, self.cohort = host, volumes, cohort
         self._told, self._environment = told, environment
         self.word = secrets.token_hex(8)  # identifies this window, so that others leave its cases alone
-        self._process = this_process()  # its cases are given back with its end, also of a kill
+        self._process = this_process()  # its cases are given back when it ends, even if it is killed
         self.work = CohortWork(cohort.folder, self.word)
         self.way = "random"
         self.open = None
@@ -46,7 +46,7 @@ class CohortReview:
         self.strip = ConfidenceStrip(self.jump)
 
     def follow(self):
-        """Have the process say how the cohort stands, which is on a server."""
+        """Have the process keep reporting the state of a cohort that is on a server."""
         self._put("follow")
 
     # ---- what the buttons do
@@ -67,7 +67,7 @@ class CohortReview:
             self.next()
 
     def accept(self):
-        """Accept the case as its segments are, and show the next one. One without any label is asked for twice."""
+        """Accept the case as its segments are, and show the next one. An empty one must be accepted twice."""
         case = self.open
         if case is None:
             return
@@ -151,7 +151,7 @@ class CohortReview:
         self.strip.show(None, None)
 
     def close_some(self):
-        """Go on closing after `leave`; returns whether all labels are written. The process goes on until it is done."""
+        """Continue closing after `leave`; returns whether all labels are written. The process finishes by itself."""
         self._write_some()
         if self._writing:
             return False

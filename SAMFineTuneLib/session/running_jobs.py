@@ -167,7 +167,7 @@ class RunningJobs:
 
 
 def busy_with(what: str, progress: Progress, job: int | None = None) -> events.Busy:
-    """The event about the progress of a job, or of "embed", which is none."""
+    """The event about the progress of a job, or of "embed", which is not a job."""
     done, total = progress.done, progress.total
     text = f"{_DOING[what]}: {done} of {total} slices"
     return events.Busy(job, what, done / total if total else 1.0, progress.seconds_left, text, done, total)

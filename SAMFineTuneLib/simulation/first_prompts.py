@@ -1,4 +1,4 @@
-"""First prompts of training and testing, exact and inexact. No PyTorch here.
+"""First prompts of training and testing, exact and inexact. Needs no PyTorch.
 
 Points of trainings are drawn as in finetune-SAM (Gu et al., 2024), among the most interior pixels, and now and then
 anywhere in the object. Boxes are moved a little as in MedicoSAM (Archit et al., 2025), enlarged as in finetune-SAM, and

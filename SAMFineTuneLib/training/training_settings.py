@@ -1,4 +1,4 @@
-"""The settings of a fine-tuning and its three presets. No PyTorch here."""
+"""The settings of a fine-tuning and its three presets. Needs no PyTorch."""
 
 from __future__ import annotations
 
