@@ -18,6 +18,7 @@ _LONG_NAME = "The name of {place} is too long for this disk; choose a shorter on
 _BAD_NAME = "{place} is not a valid name on this disk; choose another one."
 _OPEN = "{place} is open in another program; close it there and try again."
 _FILE_IN_PATH = "{place} cannot be made, because a part of its path is a file; choose another place."
+_CIRCLE = "Links lead in a circle where {place} would be ({reason}); choose another place."
 _NO_FOLDER = "The folder of {place} is not there and cannot be made; choose another place."
 _BROKEN = "The disk with {place} does not work properly ({reason}); check it and its connection."
 _NO_TEMPORARY = "No folder for temporary files is writable; free some space on the system's disk."
@@ -28,7 +29,7 @@ _SENTENCES = {
     "EEXIST": _FILE_IN_PATH, "ENOTEMPTY": "{place} was written by another program meanwhile; choose another name.",
     "EISDIR": "{place} is a folder, not a file; choose another name.",
     "EBUSY": _OPEN, "ETXTBSY": _OPEN, "EIO": _BROKEN, "ENXIO": _BROKEN, "ENODEV": _BROKEN, "ESTALE": _BROKEN,
-    "ENOMEDIUM": _BROKEN, "EUCLEAN": _BROKEN,
+    "ELOOP": _CIRCLE, "ENOMEDIUM": _BROKEN, "EUCLEAN": _BROKEN,
 }  # fmt: skip
 _BY_ERRNO = {getattr(errno, name): text for name, text in _SENTENCES.items() if hasattr(errno, name)}
 # Windows's own error numbers, which say more than the errno that Python derives from them.
@@ -105,6 +106,8 @@ def _sentence(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.errno is not None:
         return _BY_WINERROR.get(getattr(error, "winerror", None)) or _BY_ERRNO.get(error.errno)
     text = str(error)
+    if text.startswith("Symlink loop"):  # pathlib
+        return _CIRCLE
     if "No usable temporary directory" in text:
         return _NO_TEMPORARY
     if found := _NUMBER.search(text):

@@ -88,7 +88,7 @@ def _whole(array: np.ndarray, path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
     if low < 0 or high > np.iinfo(np.uint16).max:
         raise UserError(
             f"“{path.name}” holds values from {low:g} to {high:g} that are not labels; labels are whole numbers from 0 "
-            "on, so check that image and labels are not mixed up."
+            "to 65535, so check that image and labels are not mixed up."
         )
     labels = array.astype(np.uint16)
     count = len(count_values(labels))

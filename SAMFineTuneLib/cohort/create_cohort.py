@@ -74,8 +74,8 @@ def create_cohort(
     if not read.cases:
         raise UserError(f"None of the images can be read: {some_names(read.notes, 2, ' ')}")
     if not read.names:
-        raise UserError("The cohort needs the names of its structures, such as liver,spleen; give them (--labels on "
-                        "the command line).")
+        raise UserError(" ".join(["The cohort needs the names of its structures, such as liver,spleen; give them "
+                                  "(--labels on the command line).", *read.notes[:2]]))  # fmt: skip
     state = CohortState(read.names, tuple(read.cases.values()), _places(root, folder), model, salt=salt)
     return NewCohort(Cohort.create(folder, state), tuple(read.notes))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -35,7 +36,7 @@ class EvaluationSettings:
     def __post_init__(self) -> None:
         if self.slices < 1 or self.steps < 1 or self.rounds < 0 or self.seed < 0:
             raise UserError("Slices and steps are 1 or more, rounds and the seed 0 or more.")
-        if self.tolerance is not None and not self.tolerance >= 0:
+        if self.tolerance is not None and not 0 <= self.tolerance < math.inf:
             raise UserError("The tolerance of the NSD is a number of millimetres, 0 or more.")
 
     def of(self, protocol: str) -> dict[str, Any]:

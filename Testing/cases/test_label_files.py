@@ -326,6 +326,7 @@ def test_whole_numbers_of_any_type_are_labels(tmp_path, kind):
         (0.5 * blob(), "holds fractions .0.5 for one, in 596 voxels"),
         (blob().astype(np.float32) * 0.98, "holds fractions"),
         (-1 * blob().astype(np.int16), "from -1 to 0 that are not labels"),
+        (70_000 * blob().astype(np.int32), "from 0 to 70000 that are not labels.*whole numbers from 0 to 65535"),
         (np.arange(6 * 32 * 32, dtype=np.int16).reshape(6, 32, 32), "different values, as an image does"),
     ],
 )

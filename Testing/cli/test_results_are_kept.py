@@ -100,6 +100,14 @@ def test_a_file_that_appears_during_the_work_is_kept(segment, tmp_path, monkeypa
     assert segment("-o", target, "--overwrite").code == 0 and target.read_bytes() != b"by hand"
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a permission there")
+@pytest.mark.parametrize("place", ["loop/a.nii.gz", "loop/further/a.nii.gz"])
+def test_links_that_lead_in_a_circle_are_one_sentence(segment, tmp_path, place):
+    (tmp_path / "loop").symlink_to("loop")
+    result = segment("-o", tmp_path / place)
+    assert result.code == 2 and "choose another place" in result.err and result.err.count("\n") == 1
+
+
 def test_a_folder_of_volumes_goes_on_where_results_are_there(samfinetune, scans, tmp_path):
     assert samfinetune("models", "import", "checkpoint.pth", "--id", "theirs").code == 0
     command = ("segment", scans, "-o", "out", "--auto", "--model", "theirs", "--format", "nii.gz")

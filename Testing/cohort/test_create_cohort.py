@@ -27,6 +27,21 @@ def made(folder, source, *labels):
     return create_cohort(folder, find_images(source), labels)
 
 
+def test_labels_that_cannot_be_used_are_told_where_no_names_are_known(tmp_path):
+    save(tmp_path / "images" / "a.nii.gz", image_of(truth(0), 0), AFFINE)
+    save(tmp_path / "labels" / "a.nii.gz", truth(0).astype(np.int32) * 70_000, AFFINE)
+    with pytest.raises(UserError, match="needs the names of its structures.* The labels of a are not used.*70000"):
+        made(tmp_path / "cohort", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["li\x00ver", "li\udcffver"])
+def test_names_that_no_file_can_hold_are_refused(tmp_path, name):
+    save(tmp_path / "images" / "a.nii.gz", image_of(truth(0), 0), AFFINE)
+    with pytest.raises(UserError, match="has a character that no file can hold"):
+        made(tmp_path / "cohort", tmp_path / "images", name)
+    assert not (tmp_path / "cohort").exists()
+
+
 def test_a_folder_with_some_labels(tmp_path):
     cohort = small_cohort(tmp_path, count=4, labelled=2)
     assert [case.name for case in cohort.state.cases] == ["a", "b", "c", "d"]

@@ -170,6 +170,7 @@ def test_resuming_after_labels_got_another_meaning_measures_them_again(tmp_path)
         (("--adapter", "none"), "There is no adapter 'none'"),
         (("--model", "compact", "--model", "compact"), "compact is named twice"),
         (("--slices", "0"), "Slices and steps are 1 or more"),
+        (("--tolerance", "inf"), "The tolerance of the NSD is a number of millimetres"),
         (("--jobs", "0"), "1 process or more"),
         (("--seconds", "box=x"), "'box=x' is not a time"),
         (("--scheduler", "tcp://nowhere:1"), "add --engine dask"),
