@@ -69,7 +69,7 @@ class CohortReview:
     def accept(self):
         """Accept the case as its segments are, and show the next one. An empty one must be accepted twice."""
         case = self.open
-        if case is None:
+        if case is None or case.is_too_early():
             return
         if not case.is_labelled and not case.may_be_empty:
             case.may_be_empty = True
@@ -221,8 +221,7 @@ class CohortReview:
             values |= {"seconds": round(case.seconds, 1), "prompts": len(case.prompts)}
         if what == "accept" or case.is_changed:
             number, path = self.work.reserve()
-            labels = self.cohort.state.labels
-            notes = yield from label_file_steps(path, case.segmentation_node, case.volume_node, labels)
+            notes = yield from label_file_steps(path, case.segmentation_node, case.volume_node, case.labels)
             self._put("accept" if what == "accept" else "keep", number, **values, leaves=what == "keep")
             for note in notes:
                 self.host.warn(note)
@@ -265,7 +264,7 @@ class CohortReview:
         nodes = yield from add_case(slicer.mrmlScene, case.name, told, images, state.labels)
         yield from self.volumes.choosing_steps(nodes[0], IntensityWindow(*told["window"]))
         yield
-        self.open = OpenCase(case.key, *nodes, told["reason"])
+        self.open = OpenCase(case.key, *nodes, state.labels, told["reason"])
         confidence = read_confidence(self.cohort, case.key) if case.state in ("proposed", "corrected") else None
         self._orientation = confidence.orientation if confidence is not None else "axial"
         self.strip.show(confidence, volume_from_node(nodes[0]))
@@ -367,7 +366,7 @@ class CohortReview:
         from SAMFineTuneLib.mrml.cohort_nodes import label_file_steps
 
         number, path = self.work.reserve()
-        yield from label_file_steps(path, case.segmentation_node, case.volume_node, self.cohort.state.labels)
+        yield from label_file_steps(path, case.segmentation_node, case.volume_node, case.labels)
         self._put("keep", number, case=case.key, by=self.word)
 
     def _put(self, what, number=None, **values):

@@ -51,6 +51,7 @@ class CohortTab:
         self._pictures = None  # a queue
         self._picturing = False
         self._look_after = 0.0
+        self._unread = ""  # why the cohort's state cannot be read now
         self._segments = []  # (ID, name) in the menu
         self.list = CohortList(self.ui.casesTable)
         self.curve = LearningCurve()
@@ -204,9 +205,10 @@ class CohortTab:
             self._show(False)
 
     def _case_chosen(self, row, column):
-        if self.review is not None and row < len(self.list.keys):
+        state = self._read_state() if self.review is not None and row < len(self.list.keys) else None
+        if state is not None:
             key = self.list.keys[row]
-            if self._state.case(key).state == "refused":
+            if state.case(key).state == "refused":
                 self.review.reopen(key)
             self.review.choose(key)
 
@@ -244,9 +246,18 @@ class CohortTab:
         """Whether a case is about to be shown, so that the panel need not choose another volume."""
         return self.review is not None and self.review.waits
 
-    @property
-    def _state(self):
-        return self.review.cohort.state
+    def _read_state(self):
+        """The state; None, and a message once, while it cannot be read, as when a drive is away."""
+        from SAMFineTuneLib.errors import UserError
+
+        try:
+            state, self._unread = self.review.cohort.state, ""
+            return state
+        except UserError as error:
+            if str(error) != self._unread:
+                self._unread = str(error)
+                self.host.warn(self._unread, _TOPIC)
+        return None
 
     def _show(self, anew):
         """Show the cohort as it is now."""
@@ -255,7 +266,7 @@ class CohortTab:
         ui.cohortFrame.setVisible(self.review is not None)
         if self.review is None:
             return
-        state = self.host.act(lambda: self._state)
+        state = self._read_state()
         if state is None:
             return
         opened = self.review.open

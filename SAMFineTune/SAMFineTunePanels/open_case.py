@@ -6,13 +6,14 @@ import qt
 import slicer
 
 IDLE = 60.0  # s without any sign of the user that do not count as work
+TWICE = 1.0  # s after which Accept is not pressed twice by mistake, or held, any more
 
 
 class OpenCase:
-    """A case in the views."""
+    """A case in the views; `labels` are the names of the cohort's by value, `reason` says why it comes now."""
 
-    def __init__(self, key, volume_node, segmentation_node, reason):
-        self.key, self.reason = key, reason
+    def __init__(self, key, volume_node, segmentation_node, labels, reason):
+        self.key, self.labels, self.reason = key, labels, reason
         self.volume_node, self.segmentation_node = volume_node, segmentation_node
         self.seconds, self.prompts = 0.0, set()  # of work, and numbers of the prompts that were placed
         self.places, self.place = [], -1  # doubtful (label, slice, value), and which was jumped to
@@ -20,7 +21,13 @@ class OpenCase:
         self.changed_at = None  # when the segments were last seen to change
         self.may_be_empty = False  # whether the user has said so
         self._sign, self._signs_since = None, time.monotonic()
-        self._counted_at = self._signs_since
+        self._counted_at, self._accepts_after = self._signs_since, self._signs_since + TWICE
+
+    def is_too_early(self):
+        """Whether Accept is pressed within a second of the last time, or of the case's coming: it was not looked at."""
+        now = time.monotonic()
+        before, self._accepts_after = self._accepts_after, now + TWICE
+        return now < before
 
     @property
     def is_labelled(self):

@@ -10,6 +10,7 @@ import numpy as np
 import qt
 import slicer
 
+from .open_case import TWICE
 from .qt_helpers import choose_in, read_setting, write_setting
 from .shown_views import shown_slice
 from .simulated_user import SimulatedUser, dice_of
@@ -346,6 +347,7 @@ class SelfTest(SimulatedUser):
         self.click("Red", self.volume.ijk_to_ras((columns[middle.argmin()], rows[middle.argmin()], doubtful)))
         self.panel.prompts.choose(None)
         self.wait(lambda: self.voxels()[doubtful].any(), "the slice that the proposal lacks")
+        self.passing(TWICE)  # the case counts as looked at
         ui.acceptButton.click()
         self.wait(lambda: cohort.state.case(key).state == "accepted", "the case to be accepted")
         accepted = read_volume(cohort.accepted(key)).array

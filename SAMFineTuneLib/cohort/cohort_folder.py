@@ -78,7 +78,11 @@ class Cohort:
                 if self._ahead is None and any(case.lease for case in state.cases):
                     self._ahead = _drive_ahead(self.folder)
                 self._read = known = (stamp, _later(state, -(self._ahead or 0.0)))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
+            if self._read is not None:
+                raise UserError(
+                    f"The cohort is no longer in “{self.folder}”; put it back, or open it where it is now."
+                ) from None
             raise UserError(f"“{self.folder}” holds no cohort; create one with “samfinetune cohort create”.") from None
         except UserError:
             raise

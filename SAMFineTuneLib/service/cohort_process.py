@@ -2,7 +2,7 @@
 
 It does the pieces of a queue (see `cohort_work`) one after another, and writes events about them. When the window that
 started it is gone, it does what keeps labels, and ends. The pieces of a cohort on a server are done there: this process
-sends them, and what keeps labels stays in the queue until the server has it.
+sends them, and what keeps labels stays in the queue until the server has it, or until the cohort's drive is back.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from SAMFineTuneLib.cohort.cohort_folder import STATE_FILE
 from SAMFineTuneLib.disk_errors import explained
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.service import cohort_work as queue
@@ -63,6 +64,11 @@ class _Worker:
                 if self._ends or self.alone.is_set():
                     return 0
                 self._relay.follow()
+                time.sleep(_LOOK_EVERY)
+                continue
+            if _is_away(waiting[0]):  # it is not given up: a drive may come back
+                if self.alone.is_set():
+                    return 0
                 time.sleep(_LOOK_EVERY)
                 continue
             self._take(waiting[0])
@@ -135,6 +141,13 @@ class _Worker:
         for one in (path, path.with_suffix(".npy")):
             with suppress(OSError):
                 one.unlink(missing_ok=True)
+
+
+def _is_away(path: Path) -> bool:
+    """Whether a piece keeps something for a cohort whose folder is not there now."""
+    values = json.loads(path.read_text(encoding="utf-8"))
+    cohort = Path(values["cohort"])
+    return values["what"] in queue.KEEPING and not (cohort / STATE_FILE).exists() and place_of(cohort) is None
 
 
 if __name__ == "__main__":

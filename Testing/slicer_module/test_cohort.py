@@ -11,6 +11,7 @@ import pytest
 import qt
 import slicer
 from mrml.scenes import segment_voxels
+from SAMFineTunePanels.open_case import TWICE
 
 from SAMFineTuneLib.cohort.cohort_folder import Cohort
 from SAMFineTuneLib.cohort.cohort_state import Proposal, TrainedAdapter
@@ -92,6 +93,11 @@ class CohortWork:
         self.ui.casesTable.cellDoubleClicked.emit(self.tab.list.keys.index(key), 0)
         self.desktop.wait(lambda: self.opened is not None and self.opened.key == key)
 
+    def accept(self):
+        """Press Accept, as somebody who has looked at the case."""
+        self.desktop.pass_time(TWICE)
+        self.ui.acceptButton.click()
+
     def wait_for_state(self, name, state):
         self.desktop.wait(lambda: self.case(name).state == state)
 
@@ -147,7 +153,7 @@ def test_made_of_a_folder_reviewed_and_accepted(work):
     assert work.case(coming).lease is not None, "others leave it alone"
     work.mend()
     before = slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLScalarVolumeNode")
-    work.ui.acceptButton.click()
+    work.accept()
     work.desktop.wait(lambda: work.opened is not None, 5)
     assert work.opened.key == coming, "what was loaded in advance is shown"
     work.wait_for_state("scan1", "accepted")
@@ -189,7 +195,7 @@ def test_prompts_correct_a_proposal(work):
     view.click(view.xy_of(volume.ijk_to_ras(middle)))
     work.desktop.wait(lambda: (work.shown_labels()[3] == 1).any())
     shown = work.shown_labels()
-    work.ui.acceptButton.click()
+    work.accept()
     work.wait_for_state("scan0", "accepted")
     kept = work.kept_labels(work.cohort.accepted(work.case("scan0").key))
     assert (kept == shown).all() and (kept[5] == labels[5]).all()
@@ -227,7 +233,7 @@ def test_an_accepted_case_does_not_come_again_while_it_is_written(work):
     work.open("scan0")
     review = work.tab.review
     work.desktop.wait(lambda: review.coming.key is not None)
-    work.ui.acceptButton.click()
+    work.accept()
     work.desktop.wait(lambda: work.opened is not None and work.opened.key == work.case("scan1").key)
     work.desktop.wait(lambda: review.coming.key is not None)
     assert review.coming.key == work.case("scan2").key
@@ -251,7 +257,7 @@ def test_nothing_is_lost(work, how):
     else:
         work.desktop.wait(lambda: work.tab.review.work._pid and work.tab.review.coming.key is not None)
         os.kill(work.tab.review.work._pid, signal.SIGSTOP)  # it gets no further
-        work.ui.acceptButton.click()
+        work.accept()
         work.desktop.wait(lambda: not work.tab.review._writing)
         os.kill(work.tab.review.work._pid, signal.SIGKILL)
     work.wait_for_state("scan0", "accepted" if how == "killed" else "corrected")
@@ -259,6 +265,23 @@ def test_nothing_is_lost(work, how):
     path = work.cohort.accepted(key) if how == "killed" else work.cohort.corrected(key)
     assert (work.kept_labels(path) == work.labels["scan0"]).all()
     work.desktop.wait(lambda: work.case("scan0").lease is None)
+
+
+def test_what_is_accepted_while_the_drive_is_away_is_written_later(work):
+    work.create()
+    work.propose("scan0")
+    work.open("scan0")
+    work.mend()
+    folder = work.cohort.folder
+    away = folder.rename(folder.with_name("elsewhere"))
+    work.desktop.wait(lambda: any("no longer in" in text for text in work.desktop.messages()))
+    work.accept()
+    work.desktop.wait(lambda: work.opened is None and not work.tab.review._writing)
+    work.desktop.pass_time(2.0)
+    assert not folder.exists() and not work.tab.review.work.is_empty
+    away.rename(folder)
+    work.wait_for_state("scan0", "accepted")
+    assert (work.kept_labels(work.cohort.accepted(work.case("scan0").key)) == work.labels["scan0"]).all()
 
 
 def test_a_correction_is_kept_while_one_works(work, monkeypatch):
@@ -353,6 +376,30 @@ def test_keys_are_left_to_whoever_types(work):
     work.desktop.wait(lambda: not work.has_shortcut("Tab"), 5)
 
 
+def test_enter_pressed_twice_or_held_accepts_one_case(work):
+    work.create()
+    for name in ("scan0", "scan1"):
+        work.propose(name)
+    work.open("scan0")
+    work.desktop.wait(lambda: work.tab.review.coming.key is not None and work.has_shortcut("Return"))
+    work.desktop.pass_time(TWICE)
+    window = slicer.util.mainWindow()
+    window.show()
+    window.activateWindow()
+    work.desktop.wait(lambda: window.isActiveWindow, 5)
+    first = work.opened
+    for _ in range(200):  # held: until the next case is there, and a while longer
+        qt.QTest.keyClick(window, qt.Qt.Key_Return)
+        work.desktop.pass_time(0.02)
+    work.desktop.wait(lambda: work.opened not in (None, first))
+    for _ in range(20):
+        qt.QTest.keyClick(window, qt.Qt.Key_Return)
+        work.desktop.pass_time(0.02)
+    work.wait_for_state("scan0", "accepted")
+    assert len(work.cohort.state.accepted) == 1 and work.opened.key != first.key
+    window.hide()
+
+
 def test_a_case_of_another_window_is_left_alone(work):
     work.create()
     take(work.cohort, "scan0", "somebody")
@@ -385,7 +432,7 @@ def test_what_cannot_be_done_is_said(work):
     work.desktop.wait(lambda: work.desktop.messages())
     assert "adapter" in work.desktop.messages()[-1] and "train" in work.desktop.messages()[-1].lower()
     work.open("scan0")
-    work.ui.acceptButton.click()
+    work.accept()
     assert "press Accept again" in work.desktop.messages()[-1] and work.opened is not None
 
 

@@ -80,7 +80,7 @@ def test_a_case_of_the_server_is_reviewed_and_accepted(work):
     coming = work.tab.review.coming.key
     assert work.case(coming).lease.by == work.tab.review.word, "the case loaded in advance is taken on the server"
     work.mend()
-    work.ui.acceptButton.click()
+    work.accept()
     work.desktop.wait(lambda: work.opened is not None and work.opened.key == coming)
     work.wait_for_state("scan1", "accepted")
     assert (work.kept_labels(work.cohort.accepted(work.case("scan1").key)) == work.labels["scan1"]).all()
@@ -148,7 +148,7 @@ def test_what_is_accepted_while_the_server_is_away_arrives_later(work):
     work.open("scan0")
     work.mend()
     work.department.kill()
-    work.ui.acceptButton.click()
+    work.accept()
     work.desktop.wait(lambda: "waits on this computer" in work.ui.workLabel.text)
     assert work.case("scan0").state == "proposed"
     queue = work.tab.review.work
