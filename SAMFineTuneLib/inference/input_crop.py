@@ -24,6 +24,8 @@ _FURTHER_SCALES = (2**-0.5, 2**0.5)
 """Sides of the further views, in sides of the first, of prompts that define the object's size."""
 _POINT_SCALES = (1.0, 0.5, 0.25, 0.125)
 """Sides of a lone point's views, in longer picture sides."""
+_SMALL_PICTURE = 2  # longer side, in sides of the model's input, below which a point's views may show fewer pixels
+_SMALL_PICTURE_SCALE, _SMALL_PICTURE_SIDE = 0.25, 28  # their least side then, in longer picture sides and in pixels
 _NARROWER = 1.5  # how much narrower its last view is: at least one step of sides
 _STEP = math.sqrt(2.0)
 _GRID = 8  # centres lie on multiples of side / 8
@@ -115,10 +117,14 @@ def views_of_point(shape: tuple[int, ...], point: np.ndarray, pixels: int) -> li
     """Views for one point x, y, whose object may have any size, widest first.
 
     A view with fewer pixels than the model's input (`pixels` a side) does not show more detail, only less of the
-    surroundings. One such view is included, because small objects would otherwise get too few votes.
+    surroundings. One such view is included, because small objects would otherwise get too few votes. Small pictures
+    show as much of the patient in fewer pixels, so their views are as narrow in proportion.
     """
     longer = max(shape[:2])
-    sides = [longer * scale for scale in _POINT_SCALES if longer * scale >= min(longer, pixels)]
+    least = min(longer, pixels)
+    if longer < _SMALL_PICTURE * pixels:
+        least = max(_SMALL_PICTURE_SCALE * longer, min(longer, _SMALL_PICTURE_SIDE))
+    sides = [longer * scale for scale in _POINT_SCALES if longer * scale >= least]
     center = (float(point[0]), float(point[1]))
     return list(dict.fromkeys(square_view(shape, center, side) for side in (*sides, sides[-1] / _NARROWER)))
 

@@ -3,9 +3,9 @@
 All prompts of a plane are answered together, as `segment_anything.SamPredictor` does. With a model marked `zoom` the
 predictor also chooses the view (see `input_crop`). A box, a mask or several points tell how large the object is: the
 answers of a fitting view, a narrower and a wider one are averaged. A single point does not: the model begins with the
-narrowest view that shows all the detail it can take in, and looks at the whole picture as well where the answer is
-large, and at a narrower view, too, where it is unsure. The answer is the best reading among all of them, averaged with
-those that agree (see `mask_candidates`). A click that corrects an answer changes it around the click (see
+narrowest view that shows all the detail it can take in, and looks at wider ones up to the whole picture as well where
+the answer is large, and at a narrower view, too, where it is unsure. The answer is the best reading among all of them,
+averaged with those that agree (see `mask_candidates`). A click that corrects an answer changes it around the click (see
 `click_corrections`).
 """
 
@@ -50,9 +50,9 @@ _TOO_WIDE = 2.5
 _QUICK = 0.25
 """Seconds that an encoder may take to be used before there is a prompt."""
 _LARGE = 0.6
-"""Longer side of a lone point's answer, in sides of its view, above which the whole picture is looked at as well."""
+"""Longer side of a lone point's answer, in sides of its view, above which wider views are looked at as well."""
 _UNSURE = 0.5
-"""Predicted IoU of a lone point's answer below which the whole picture and a narrower view are looked at as well."""
+"""Predicted IoU of a lone point's answer below which wider views and a narrower one are looked at as well."""
 
 
 class Predictor:
@@ -324,23 +324,22 @@ class Predictor:
     def _search_point(self, picture: np.ndarray, prompts: PlanePrompts) -> Prediction:
         """Read a lone point, whose object may have any size, in few views: each costs an encoding.
 
-        The first view is the last but one; or the last, where the last but one is the whole of a picture larger than
-        the input. Where its answer is large, the widest view is read as well; where it is unsure, the widest and the
-        narrowest.
+        The first view is the last but one. Where its answer is large, the wider views are read as well; where it is
+        unsure, all of them. Between the whole picture and a view of the input's resolution none is read.
         """
         if not self.engine.spec.zoom:
             return self._read_point(picture, prompts, [View.whole(picture.shape)])
-        views = views_of_point(picture.shape, prompts.points[0], self.engine.spec.input_size)
+        whole, *others = views_of_point(picture.shape, prompts.points[0], self.engine.spec.input_size)
+        coarse = 2 * self.engine.spec.input_size
+        views = [whole, *(view for view in others if max(view.rows, view.columns) < coarse)]
         first = views[-2:][0]
-        if first == View.whole(picture.shape) and max(picture.shape[:2]) > self.engine.spec.input_size:
-            first = views[-1]
         answer = self._read_point(picture, prompts, [first])
         box = bounding_box(answer.mask)
         size = 0.0 if box is None else (box[2:] - box[:2] + 1).max() / max(first.rows, first.columns)
         if answer.score >= _UNSURE and size <= _LARGE:
             return answer
-        seen = [views[0], first] if answer.score >= _UNSURE else [views[0], first, views[-1]]
-        return self._read_point(picture, prompts, list(dict.fromkeys(seen)))
+        seen = views[: views.index(first) + 1] if answer.score >= _UNSURE else views
+        return self._read_point(picture, prompts, seen)
 
     def _read_point(self, picture: np.ndarray, prompts: PlanePrompts, views: list[View]) -> Prediction:
         """The best reading of a lone point in some views, averaged with those that agree with it.
