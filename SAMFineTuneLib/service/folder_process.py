@@ -26,7 +26,6 @@ from SAMFineTuneLib.disk_errors import disk_error
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.process_lock import ProcessLock
 from SAMFineTuneLib.service.child_process import ChildProcess, child_environment, last_line
-from SAMFineTuneLib.typed_json import loaded
 
 EVENTS, LOG, LOCK, STOP = "events.jsonl", "log.txt", "lock", "stop"
 OUTLIVES = "SAMFINETUNE_OUTLIVES"
@@ -107,7 +106,7 @@ class FolderProcess:
         text, events = text[: text.rfind(b"\n") + 1], []
         for line in text.split(b"\n"):
             with suppress(ValueError):  # a killed process did not finish its line
-                event = loaded(line)
+                event = json.loads(line)
                 events += [event] if isinstance(event, dict) else []
         return events, position + len(text)
 

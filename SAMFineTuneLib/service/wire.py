@@ -28,7 +28,6 @@ from SAMFineTuneLib.images.slice_plane import SlicePlane
 from SAMFineTuneLib.prompts import Prompt
 from SAMFineTuneLib.prompts.checked_json import Coordinates
 from SAMFineTuneLib.prompts.prompt_kind import KINDS
-from SAMFineTuneLib.typed_json import loaded
 
 Buffer = bytes | bytearray | memoryview
 Value = TypeVar("Value")
@@ -84,10 +83,10 @@ def decode(data: Buffer, kind: type[Value]) -> Value:
     if not 0 <= length <= min(len(view) - 8, _LARGEST_HEADER):
         raise WireError("it is shorter than it says")
     try:
-        header = loaded(bytes(view[8 : 8 + length]), parse_constant=_refuse, object_pairs_hook=_object)
+        header = json.loads(bytes(view[8 : 8 + length]), parse_constant=_refuse, object_pairs_hook=_object)
     except WireError:
         raise
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise WireError("its header is not JSON") from error
     if not isinstance(header, dict) or not isinstance(header.get("arrays"), list) or "message" not in header:
         raise WireError("its header has no message")

@@ -42,10 +42,11 @@ prompts = st.one_of(
     st.builds(Box3DPrompt, ras, st.tuples(lengths, lengths, lengths)),
     st.builds(ScribblePrompt, st.lists(ras, min_size=1, max_size=5).map(tuple), st.booleans()),
 )
+letters = st.characters(exclude_characters="\0", exclude_categories=["Cs"])
 # in the order of their kinds, as the file keeps them
 segments = st.builds(
     SegmentPrompts,
-    st.text(min_size=1, max_size=12).filter(str.strip),
+    st.text(letters, min_size=1, max_size=12).filter(str.strip),
     st.integers(1, 65535),
     st.tuples(*[st.floats(0, 1)] * 3),
     st.lists(prompts, max_size=8).map(
