@@ -325,21 +325,20 @@ class Predictor:
         """Read a lone point, whose object may have any size, in few views: each costs an encoding.
 
         The first view is the last but one. Where its answer is large, the wider views are read as well; where it is
-        unsure, all of them. Between the whole picture and a view of the input's resolution none is read.
+        unsure, a narrower one, too. In large pictures the whole stands for all that are wider than the first.
         """
         if not self.engine.spec.zoom:
             return self._read_point(picture, prompts, [View.whole(picture.shape)])
-        whole, *others = views_of_point(picture.shape, prompts.points[0], self.engine.spec.input_size)
-        coarse = 2 * self.engine.spec.input_size
-        views = [whole, *(view for view in others if max(view.rows, view.columns) < coarse)]
-        first = views[-2:][0]
+        views = views_of_point(picture.shape, prompts.points[0], self.engine.spec.input_size)
+        first, coarse = views[-2:][0], 2 * self.engine.spec.input_size
         answer = self._read_point(picture, prompts, [first])
         box = bounding_box(answer.mask)
         size = 0.0 if box is None else (box[2:] - box[:2] + 1).max() / max(first.rows, first.columns)
         if answer.score >= _UNSURE and size <= _LARGE:
             return answer
-        seen = views[: views.index(first) + 1] if answer.score >= _UNSURE else views
-        return self._read_point(picture, prompts, seen)
+        between = [view for view in views[1:-2] if max(view.rows, view.columns) < coarse]
+        narrower = [] if answer.score >= _UNSURE else views[-1:]
+        return self._read_point(picture, prompts, list(dict.fromkeys([views[0], *between, first, *narrower])))
 
     def _read_point(self, picture: np.ndarray, prompts: PlanePrompts, views: list[View]) -> Prediction:
         """The best reading of a lone point in some views, averaged with those that agree with it.

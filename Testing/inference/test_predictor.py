@@ -435,3 +435,13 @@ def test_a_point_in_an_organ_of_a_coarse_body_answers_with_that_organ(pixels, or
     point = PlanePrompts(interior_points(truth), np.ones(1, np.int64))
     answer = Predictor(open_engine(Store().get())).predict(picture(volume, plane, choose_window(volume, None)), point)
     assert dice(answer.mask, truth) > 0.85
+
+
+@pytest.mark.parametrize("pixels", [300, 500, 2048])
+def test_a_point_in_a_large_picture_is_not_first_looked_for_in_the_whole(pixels, random_compact, monkeypatch):
+    seen = []
+    embed = Predictor.embed
+    monkeypatch.setattr(Predictor, "embed", lambda self, shown, view: seen.append(view) or embed(self, shown, view))
+    shown = np.random.default_rng(0).integers(0, 255, (pixels, pixels), np.uint8)
+    Predictor(open_engine(random_compact)).predict(shown, PlanePrompts(np.float32([[150, 150]]), np.ones(1, np.int64)))
+    assert 128 <= seen[0].rows <= 300 and seen[0].rows < pixels
