@@ -22,7 +22,7 @@ from SAMFineTuneLib.mrml.segments.mask_display import FoundDisplay, MaskDisplay
 from SAMFineTuneLib.mrml.segments.segment_table import SegmentTable
 from SAMFineTuneLib.mrml.segments.segment_writer import SegmentWriter
 from SAMFineTuneLib.mrml.slice_views import RestingView, ViewFinder, slice_node_under_cursor
-from SAMFineTuneLib.mrml.volume_nodes import displayed_window
+from SAMFineTuneLib.mrml.volume_nodes import displayed_window, voxel_time
 from SAMFineTuneLib.session import events
 from SAMFineTuneLib.session.intents import View
 
@@ -71,6 +71,8 @@ class SceneInput:
         self._table: SegmentTable | None = None
         self._current: str | None = None
         self._recognised: dict = {}
+        self._voxels_at: tuple | None = None  # the image data whose voxels were looked at last, and their time
+        self._frame_waits = False  # whether a sequence shows another frame than the session's
         self._given_window: IntensityWindow | None = None
         self._model: tuple[str, str, str] = ("", "", "auto")
         self._next_state: events.StateChanged | None = None  # told, but not yet written into the nodes
@@ -98,6 +100,7 @@ class SceneInput:
         self.found.clear()
         self.volume_node, self.volume = node, volume
         self._recognised = {} if volume is None else storage.recognise(volume)
+        self._voxels_at, self._frame_waits = None if node is None else voxel_time(node), False
         if node is not None or (tell and not self.scene.IsClosing() and not self.scene.IsImporting()):
             self.parameters.refer("volume", node)
 

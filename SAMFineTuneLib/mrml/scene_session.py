@@ -148,6 +148,7 @@ class SceneSession(SceneSync):
         Raises:
             UserError: when there is no volume, or the prompt cannot be placed.
         """
+        self._take_shown_frame()
         segment_id = self._ensure_segment()
         points = [tuple(float(x) for x in point) for point in ras_points]
         if not points or slice_node is None:
@@ -301,6 +302,7 @@ class SceneSession(SceneSync):
         Raises:
             UserError: when the segment has no prompts, or there is no volume.
         """
+        self._take_shown_frame()
         self._require_volume()
         self._reconcile()
         segment_id = segment_id or self.current_segment_id
@@ -327,6 +329,7 @@ class SceneSession(SceneSync):
         Raises:
             UserError: when there is no volume, or it has no such slices.
         """
+        self._take_shown_frame()
         self._require_volume()
         return self.client.everything(orientation, EverythingSettings(**(settings or {})), first, last)
 

@@ -19,11 +19,19 @@ from SAMFineTuneLib.mrml.prompts.node_content import segment_of
 from SAMFineTuneLib.mrml.scene_input import SceneInput
 from SAMFineTuneLib.mrml.scene_work import MOVED
 from SAMFineTuneLib.mrml.slice_views import plane_of_view
-from SAMFineTuneLib.mrml.volume_nodes import volume_from_node
+from SAMFineTuneLib.mrml.volume_nodes import is_frame, volume_from_node, voxel_time
 from SAMFineTuneLib.session import events
 
 _STOPPED = (
     "The propagation was stopped, because another volume or segmentation was chosen: come back and propagate again."
+)
+_ANEW = (
+    "The volume's voxels have changed: masks are made anew from the prompts, propagated slices are taken back; propagate "
+    "again."
+)
+_OTHER_FRAME = (
+    "“{name}” shows another frame of its sequence. The masks stay those of their frame until you place a prompt or "
+    "propagate, which makes them anew on the frame that is shown."
 )
 _SAVE_PATIENCE = 1.0  # seconds that saving the scene waits for the worker
 _SAME_WINDOW = 1e-3  # of the window's width
@@ -164,6 +172,8 @@ class SceneSync(SceneInput):
             self._changed()
         if looked and self.placing.kind is None:
             self._work.nodes.remove_empty()
+        if told:
+            self._take_shown_frame()
         return told
 
     def _take(self, state: events.StateChanged, late: Callable[[], bool]) -> None:
@@ -220,10 +230,8 @@ class SceneSync(SceneInput):
 
     def _follow_changes(self) -> None:
         """Follow what was changed in Slicer's other modules and has come to rest."""
-        if self._volume_watch.has_changed("volume"):
+        if self._volume_watch.has_changed("volume") or self._volume_watch.has_changed("place"):
             self._follow_volume()
-        if self._volume_watch.has_changed("place"):
-            self._follow_volume(only_moved=True)
         if self._volume_watch.has_changed("window"):
             self._follow_window()
         if self._scene_watch.segments_changed:
@@ -244,11 +252,22 @@ class SceneSync(SceneInput):
         if gone or changed:
             self._changed()
 
-    def _follow_volume(self, only_moved: bool = False) -> None:
+    def _take_shown_frame(self) -> None:
+        """Work on the frame of a sequence that is shown, because the user has pointed at something on it."""
+        if self.volume_node is None or not is_frame(self.volume_node):
+            return
+        if self._volume_watch.has_changed("volume", at_once=True) or self._frame_waits:
+            self._follow_volume(also_frame=True)
+
+    @property
+    def _has_masks(self) -> bool:
+        return self._work is not None and bool(self._work.prompts.given or self._work.writer.masks())
+
+    def _follow_volume(self, also_frame: bool = False) -> None:
         """When the volume's voxels or place changed, begin a new session with the same prompts.
 
         Args:
-            only_moved: whether its voxels need no look, which takes a third of a second for a gigabyte.
+            also_frame: whether also when a sequence shows another frame while there are masks. Browsing alone keeps them.
         """
         if self.volume_node is None:
             return
@@ -260,15 +279,23 @@ class SceneSync(SceneInput):
             self._set_volume(None, None)
             self._tell(events.Failed(f"{error} The volume “{node.GetName()}” was put aside."))
             return
-        before = self._recognised
-        now = before | storage.place_of(volume) if only_moved else storage.recognise(volume)
-        if storage.same_voxels(before, now):
+        before, at = self._recognised, voxel_time(self.volume_node)
+        untouched, frame = at == self._voxels_at, is_frame(self.volume_node)
+        now = before | storage.place_of(volume) if untouched else storage.recognise(volume)
+        if storage.same_voxels(before, now) and (untouched or frame or storage.all_checked(now)):
+            self._voxels_at, self._frame_waits = at, False
             if storage.same_place(before, now):
                 return
             self._tell(events.Notice(MOVED))
+        elif frame and self._has_masks and not also_frame:
+            if not self._frame_waits:
+                self._tell(events.Notice(_OTHER_FRAME.format(name=self.volume_node.GetName())))
+            self._frame_waits = True
+            return
         else:
-            self._tell(events.Notice("The volume's voxels have changed: masks are made anew from the prompts."))
+            self._tell(events.Notice(_ANEW))
         self.volume, self._recognised = volume, now
+        self._voxels_at, self._frame_waits = at, False
         self._send_volume()
         if self._work is None:
             return

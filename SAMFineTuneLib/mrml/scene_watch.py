@@ -87,9 +87,10 @@ class VolumeWatch:
         """Whether something has changed that was not reported yet."""
         return bool(self._changes)
 
-    def has_changed(self, what: str) -> bool:
-        """Whether "volume", "place" or "window" has changed and is stable again; True once for each change."""
-        rested = what in self._changes and self._clock() - self._changes[what] >= _RESTED[what]
+    def has_changed(self, what: str, at_once: bool = False) -> bool:
+        """Whether "volume", "place" or "window" has changed and is stable again, which `at_once` does not wait for; True
+        once for each change."""
+        rested = what in self._changes and (at_once or self._clock() - self._changes[what] >= _RESTED[what])
         if rested:
             del self._changes[what]
         return rested

@@ -9,6 +9,7 @@ import numpy as np
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.intensity_window import IntensityWindow
 from SAMFineTuneLib.images.volume import Volume
+from SAMFineTuneLib.mrml.scene_nodes import nodes_of
 
 _HOUNSFIELD = ("hnsf'U", "[hnsf'U]")  # UCUM, as Slicer's DICOM reader stores it
 
@@ -57,6 +58,18 @@ def require_linear(node) -> None:
             f"“{node.GetName()}” is below the non-linear transform “{parent.GetName()}”: harden the transform, or take "
             "the volume out of it."
         )
+
+
+def is_frame(node) -> bool:
+    """Whether a node shows a frame of a sequence: browsing the sequence exchanges its voxels."""
+    browsers = nodes_of(node.GetScene(), "vtkMRMLSequenceBrowserNode")
+    return any(browser.IsProxyNodeID(node.GetID()) for browser in browsers)
+
+
+def voxel_time(node) -> tuple:
+    """The image data of a volume node and when it changed last: equal as long as the voxels are the same."""
+    image = node.GetImageData()
+    return image, None if image is None else image.GetMTime()
 
 
 def displayed_window(node) -> IntensityWindow | None:

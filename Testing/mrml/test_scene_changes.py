@@ -166,6 +166,101 @@ def test_voxels_changed_anywhere_make_masks_anew(open_session, slicer_scene, loa
     assert held.any() and not held[:, :, 113:].any()
 
 
+@pytest.mark.parametrize("slice_index", [8, 9])
+def test_one_changed_slice_of_a_large_volume_makes_masks_anew(host, made, red, monkeypatch, slice_index):
+    from SAMFineTuneLib.mrml import storage
+
+    monkeypatch.setattr(storage, "_CHECKED", made[0].array.nbytes // 3)
+    session, node = host.session, host.session.volume_node
+    session.set_volume_node(None)
+    session.set_volume_node(node)
+    turn_to(red, aligned_plane(made[0], "axial", slice_index))
+    session.current_segment_id = "first"
+    session.place("positive", red, [ras(made[0], *tube(slice_index))])
+    host.settle()
+    node.SetName("another name")  # is not a change of voxels
+    host.until(lambda: not session.at_rest)
+    host.settle()
+    assert not host.texts(Notice)
+    scalars = node.GetImageData().GetPointData().GetScalars()
+    numpy_support.vtk_to_numpy(scalars).reshape(made[0].shape)[slice_index] = 0
+    scalars.Modified()
+    node.Modified()
+    host.until(lambda: any("voxels have changed" in text for text in host.texts(Notice)))
+    host.settle()
+
+
+@pytest.fixture
+def cine(open_session, slicer_scene, made):
+    """(host, function that shows a frame) of a sequence of two frames, the second 6 columns to the right."""
+    from mrml.scenes import image_of, matrix_of
+    from region_engine import WINDOW
+
+    logic = slicer.vtkSlicerSequencesLogic()
+    logic.SetMRMLScene(slicer_scene.scene)
+    sequence = slicer_scene.add("vtkMRMLSequenceNode", "cine")
+    for number in (0, 1):
+        frame = slicer.vtkMRMLScalarVolumeNode()
+        frame.SetAndObserveImageData(image_of(np.roll(made[0].array, 6 * number, axis=2)))
+        frame.SetIJKToRASMatrix(matrix_of(made[0].affine))
+        sequence.SetDataNodeAtValue(frame, str(number))
+    browser = slicer_scene.add("vtkMRMLSequenceBrowserNode")
+    browser.SetAndObserveMasterSequenceNodeID(sequence.GetID())
+
+    def show(number):
+        browser.SetSelectedItemNumber(number)
+        logic.UpdateProxyNodesFromSequences(browser)
+
+    show(0)
+    host = open_session(slicer_scene)
+    host.session.set_window(WINDOW)
+    host.session.set_volume_node(browser.GetProxyNode(sequence))
+    host.session.set_segmentation_node(slicer_scene.add_segmentation(host.session.volume_node))
+    yield host, show
+    logic.SetMRMLScene(None)
+
+
+def browse(host, show, number):
+    show(number)
+    host.until(lambda: not host.session.at_rest)
+    host.settle()
+
+
+def test_browsing_a_sequence_keeps_the_masks_of_their_frame(cine, made, red):
+    host, show = cine
+    propagating(host, made, red)
+    host.settle()
+    before = held_voxels(host.session, "first")
+    for number in (1, 0, 1):
+        browse(host, show, number)
+        assert np.array_equal(held_voxels(host.session, "first"), before)
+    assert sum("another frame" in text for text in host.texts(Notice)) == 2
+
+
+@pytest.mark.parametrize("how", ["drawn", "clicked", "clicked at once", "propagated"])
+def test_a_prompt_on_another_frame_makes_masks_anew_there(cine, made, red, how):
+    host, show = cine
+    session = host.session
+    session.current_segment_id = "first"
+    i, j, k = tube(9)
+    session.place("positive", red, [ras(made[0], i + 3, j, k)])
+    host.settle()
+    shown = held_voxels(session, "first")
+    browse(host, show, 1) if how != "clicked at once" else show(1)
+    if how == "drawn":
+        session.place("negative", red, [ras(made[0], 1, 1, 9)])
+    elif how == "propagated":
+        session.propagate("first", {"first": 9, "last": 9})
+    else:
+        session._nodes.point_list("first", "negative").AddControlPointWorld(*ras(made[0], 1, 1, 9))
+    host.settle()
+    held = held_voxels(session, "first")[9]
+    assert held.any() and np.array_equal(held[:, 6:], shown[9][:, :-6])
+    assert "voxels have changed" in " ".join(host.texts(Notice)) and not host.texts(Failed)
+    browse(host, show, 0)
+    assert np.array_equal(held_voxels(session, "first")[9], held)
+
+
 def test_placing_goes_on_after_the_segmentation_was_deleted(host, made, red):
     host.session.start_placing("positive")
     host.pump()
