@@ -26,8 +26,8 @@ _STOPPED = (
     "The propagation was stopped, because another volume or segmentation was chosen: come back and propagate again."
 )
 _ANEW = (
-    "The volume's voxels have changed: masks are made anew from the prompts, propagated slices are taken back; propagate "
-    "again."
+    "The volume's voxels have changed: masks are made anew from the prompts, propagated slices are taken back; "
+    "propagate again."
 )
 _OTHER_FRAME = (
     "“{name}” shows another frame of its sequence. The masks stay those of their frame until you place a prompt or "
@@ -267,7 +267,7 @@ class SceneSync(SceneInput):
         """When the volume's voxels or place changed, begin a new session with the same prompts.
 
         Args:
-            also_frame: whether also when a sequence shows another frame while there are masks. Browsing alone keeps them.
+            also_frame: whether also when a sequence shows another frame, which alone keeps the masks there are.
         """
         if self.volume_node is None:
             return

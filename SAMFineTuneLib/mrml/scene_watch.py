@@ -88,8 +88,8 @@ class VolumeWatch:
         return bool(self._changes)
 
     def has_changed(self, what: str, at_once: bool = False) -> bool:
-        """Whether "volume", "place" or "window" has changed and is stable again, which `at_once` does not wait for; True
-        once for each change."""
+        """Whether "volume", "place" or "window" has changed and is stable again; True once for each change. `at_once`
+        does not wait until it is stable."""
         rested = what in self._changes and (at_once or self._clock() - self._changes[what] >= _RESTED[what])
         if rested:
             del self._changes[what]
