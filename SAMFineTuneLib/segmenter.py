@@ -372,7 +372,7 @@ class Segmenter:
         """
         path = Path(path).expanduser()
         check_output_path(path)
-        require_apart(path, self.volume.source.files if self.volume.source is not None else ())
+        require_apart(path, self._files)
         if path.exists() and not overwrite:
             raise UserError(f"“{path}” exists already: choose another name, or pass overwrite=True.")
         if path.name.lower().endswith(".dcm"):
@@ -397,10 +397,11 @@ class Segmenter:
             The files.
 
         Raises:
-            UserError: for prompts on slices of several orientations, for what exists already, and for prompts that
-                markups cannot hold.
+            UserError: for prompts on slices of several orientations, for what exists already or would lie among the
+                slices that were read, and for prompts that markups cannot hold.
         """
         path = Path(path).expanduser()
+        require_apart(path, self._files)
         if path.exists() and not (path.is_dir() and not any(path.iterdir())):
             raise UserError(f"“{path}” exists already: choose another name.")
         views = {getattr(one.view, "key", one.view): one.view for one in self.session.prompts}
@@ -421,6 +422,11 @@ class Segmenter:
                 return write_markups(path, found, self.volume)
             write_prompts(path, found)
         return [path]
+
+    @property
+    def _files(self):
+        """The files that the volume was read from."""
+        return self.volume.source.files if self.volume.source is not None else ()
 
     # ---- pictures
 

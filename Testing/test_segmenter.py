@@ -311,6 +311,9 @@ def test_nothing_is_written_among_the_slices_that_were_read(body, predictor, tmp
     scan = Segmenter(tmp_path / "series", predictor=predictor).point((64, 64, 6), space="ijk")
     with pytest.raises(UserError, match="among the slices that were read; choose another folder"):
         scan.save(tmp_path / "series" / name)
+    for prompts in ("prompts.json", "markups"):
+        with pytest.raises(UserError, match="among the slices that were read; choose another folder"):
+            scan.save_prompts(tmp_path / "series" / prompts)
     assert sorted(os.listdir(tmp_path / "series")) == before
     scan.save(tmp_path / name)
 

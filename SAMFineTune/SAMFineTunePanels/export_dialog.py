@@ -2,6 +2,7 @@
 
 import os
 import sys
+from pathlib import Path
 
 import ctk
 import slicer
@@ -89,9 +90,9 @@ class ExportDialog:
             self._run(_("Making a label map"), export.labelmap_node_steps(segmentation, volume, ids), self._made)
             return
         path = self._path(segmentation.GetName())
-        files = ()
+        files = dicom_files(volume)
+        require_apart_from_images(path, files)
         if self.ending == ".dcm":
-            files = dicom_files(volume)
             export.require_series(files)  # before anything is installed or asked
             if packages.DICOM_SEG.missing():
                 packages.DICOM_SEG.require_slicers()
@@ -144,6 +145,16 @@ class ExportDialog:
             raise UserError(_("“{folder}” is not a folder; choose one to export into.").format(folder=folder))
         stem = "".join(c if c.isalnum() or c in " -_()" else "_" for c in name).strip() or "segmentation"
         return os.path.join(folder, stem + self.ending)
+
+
+def require_apart_from_images(path, series):
+    """Raise UserError when a file to be written is an image of the scene, or would lie among the files of a series."""
+    from SAMFineTuneLib.files import require_apart
+    from SAMFineTuneLib.mrml.volume_nodes import files_of
+
+    images = slicer.util.getNodesByClass("vtkMRMLVolumeNode")
+    for read in (series, *(files_of(node) for node in images if not node.IsA("vtkMRMLLabelMapVolumeNode"))):
+        require_apart(Path(path), map(Path, read))
 
 
 def dicom_files(volume_node):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
@@ -58,6 +59,15 @@ def require_linear(node) -> None:
             f"“{node.GetName()}” is below the non-linear transform “{parent.GetName()}”: harden the transform, or take "
             "the volume out of it."
         )
+
+
+def files_of(node) -> list[Path]:
+    """Files that a node was read from, or saved in last, as its storage nodes say."""
+    stores = [node.GetNthStorageNode(number) for number in range(node.GetNumberOfStorageNodes())]
+    names = [store.GetFullNameFromFileName() for store in stores if store is not None]
+    names += [store.GetFullNameFromNthFileName(number) for store in stores if store is not None
+              for number in range(store.GetNumberOfFileNames())]  # fmt: skip
+    return [Path(name) for name in dict.fromkeys(names) if name]
 
 
 def is_frame(node) -> bool:

@@ -599,6 +599,35 @@ def test_an_existing_file_is_asked_about_and_never_replaced_unasked(work, tmp_pa
     assert (sitk.GetArrayFromImage(sitk.ReadImage(export.last)) > 0).any() and len(list(folder.iterdir())) == 1
 
 
+@pytest.mark.parametrize("answer", [False, True])
+def test_an_image_of_the_scene_is_never_replaced_and_nothing_lies_among_its_slices(work, tmp_path, monkeypatch, answer):
+    from SAMFineTunePanels import export_dialog
+
+    boxed(work)
+    monkeypatch.setattr(export_dialog, "confirmed", lambda text, button: answer)
+    other = work.desktop.slicer_scene.add_volume(work.volume, "other")
+    storage = work.desktop.slicer_scene.add("vtkMRMLVolumeArchetypeStorageNode")
+    other.SetAndObserveStorageNodeID(storage.GetID())
+    image = tmp_path / "other.nii.gz"
+    storage.SetFileName(str(image))
+    assert storage.WriteData(other)
+    before = image.read_bytes()
+    work.session.segmentation_node.SetName("other")
+    export = work.panel.export
+    export.ui.folderEdit.currentPath = str(tmp_path)
+    export.ui.formatSelector.setCurrentIndex(1)
+    press_export(work.desktop)
+    assert "never overwritten" in export.ui.problemLabel.text and image.read_bytes() == before
+    series = [tmp_path / "series" / f"{number}.dcm" for number in range(3)]
+    series[0].parent.mkdir()
+    for path in series:
+        path.touch()
+    monkeypatch.setattr(export_dialog, "dicom_files", lambda node: list(map(str, series)))
+    export.ui.folderEdit.currentPath = str(series[0].parent)
+    press_export(work.desktop)
+    assert "among the slices" in export.ui.problemLabel.text and len(list(series[0].parent.iterdir())) == 3
+
+
 def test_dicom_seg_of_what_is_not_dicom_is_a_sentence_before_anything_is_installed(work, tmp_path, monkeypatch):
     from SAMFineTunePanels import packages, status_strip
 
