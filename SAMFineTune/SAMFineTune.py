@@ -79,7 +79,7 @@ def _trainings():
 
 
 class SAMFineTuneWidget(ScriptedLoadableModuleWidget):
-    """Makes the panel, and tells it when it is shown, left and closed."""
+    """Makes the panel, and notifies it when it is shown, left and closed."""
 
     def __init__(self, parent=None):
         self.panel = None
@@ -91,7 +91,7 @@ class SAMFineTuneWidget(ScriptedLoadableModuleWidget):
 
         self.panel = Panel(self.layout, self.parent, self.resourcePath)
         slicer.app.connect("aboutToQuit()", self._quit)
-        # After a reload the module is shown already, and nobody calls enter().
+        # After a reload the module is already shown, and Slicer does not call enter().
         if slicer.util.mainWindow() is not None and slicer.util.selectedModule() == self.moduleName:
             self.enter()
 
@@ -116,8 +116,8 @@ class SAMFineTuneWidget(ScriptedLoadableModuleWidget):
             training.close()
 
     def onReload(self):
-        """Reload the panel and the library, too, which Slicer would keep; their old code ends them first."""
-        slicer.modules.SAMFineTuneTrainings = _trainings()  # they go on: nobody closes their pipes
+        """Reload the panel and the library too, which Slicer would keep; their old code closes them first."""
+        slicer.modules.SAMFineTuneTrainings = _trainings()  # they go on, because their pipes stay open
         self.cleanup()
         for name in list(sys.modules):
             if name.split(".")[0] in ("SAMFineTunePanels", "SAMFineTuneLib"):

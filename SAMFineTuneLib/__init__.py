@@ -10,7 +10,7 @@ Importing this package loads nothing heavier than the standard library.
 
 from __future__ import annotations
 
-TYPE_CHECKING = False  # for type checkers True, as in `typing`, which takes longer to import than all of this
+TYPE_CHECKING = False  # True for type checkers, as in `typing`, which takes longer to import than this whole package
 if TYPE_CHECKING:
     from SAMFineTuneLib.segmenter import Segmenter as Segmenter
 

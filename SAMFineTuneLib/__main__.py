@@ -4,7 +4,7 @@ import sys
 
 
 def main() -> int:
-    """Run the process's command; returns the exit code. Ctrl-C while modules are loaded is one line, too."""
+    """Run the process's command; returns the exit code. Ctrl-C while modules are loaded also prints only one line."""
     try:
         from SAMFineTuneLib.cli import main as command
 

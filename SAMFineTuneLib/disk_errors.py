@@ -19,7 +19,7 @@ _BAD_NAME = "{place} is not a valid name on this disk; choose another one."
 _OPEN = "{place} is open in another program; close it there and try again."
 _FILE_IN_PATH = "{place} cannot be made, because a part of its path is a file; choose another place."
 _CIRCLE = "Links lead in a circle where {place} would be ({reason}); choose another place."
-_NO_FOLDER = "The folder of {place} is not there and cannot be made; choose another place."
+_NO_FOLDER = "The folder of {place} does not exist and cannot be made; choose another place."
 _BROKEN = "The disk with {place} does not work properly ({reason}); check it and its connection."
 _NO_TEMPORARY = "No folder for temporary files is writable; free some space on the system's disk."
 
@@ -40,7 +40,7 @@ _BY_WINERROR = {
     1392: _BROKEN,
 }  # fmt: skip
 STAGED_NAME = re.compile(r"\.[0-9a-f]{12}\.partial(-|$)")
-"""Begins the hidden names under which `files` writes what is not whole yet."""
+"""Prefix of the hidden names under which `files` writes incomplete files."""
 _NUMBER = re.compile(r"[\[(](Errno|WinError|os error) (\d+)[\])]")  # Python's text, and Rust's
 
 
@@ -54,8 +54,8 @@ def disk_error(error: BaseException, place: str | Path | None = None) -> DiskErr
     Libraries raise errors of their own with the system's error as the cause, or with its number in their text.
 
     Args:
-        error: what was raised.
-        place: what was to be written; the sentence names it, or else the file that the error names.
+        error: the exception.
+        place: the file to be written; the sentence names it, or else the file that the error names.
 
     Returns:
         The sentence, or None when the error has nothing to do with a disk.
@@ -65,7 +65,7 @@ def disk_error(error: BaseException, place: str | Path | None = None) -> DiskErr
             return found if isinstance(found, DiskError) else None
         text = _sentence(found)
         if place and isinstance(found, FileNotFoundError) and not Path(place).parent.exists():
-            text = _NO_FOLDER  # who writes makes it where that is possible
+            text = _NO_FOLDER  # code that writes makes the folder if possible
         if text:
             path = place or getattr(found, "filename", None)
             name = f"“{_final(Path(path))}”" if isinstance(path, (str, Path)) else "it"
@@ -78,7 +78,7 @@ def explained(error: BaseException, out_of_memory: str, missing_package: str) ->
     """The sentence for an error that a user can mend; empty for a defect.
 
     Args:
-        error: what was raised.
+        error: the exception.
         out_of_memory: the sentence when memory ran out.
         missing_package: the sentence when a package is not installed, with {} for its name.
     """
@@ -93,8 +93,9 @@ def explained(error: BaseException, out_of_memory: str, missing_package: str) ->
 
 
 def _wrapped(error: BaseException | None):
-    """The error and those that caused it. An error that merely came before counts only where a library failed again
-    while it cleaned up after a failed write."""
+    """The error and those that caused it. An error that merely came before counts only if a library failed again while
+    it cleaned up after a failed write.
+    """
     while error is not None:
         yield error
         error = error.__cause__ or (error.__context__ if isinstance(error, (OSError, RuntimeError)) else None)

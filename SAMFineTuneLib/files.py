@@ -20,24 +20,23 @@ from SAMFineTuneLib.disk_errors import STAGED_NAME, DiskError, disk_error
 from SAMFineTuneLib.errors import UserError
 
 _PACKAGE = Path(__file__).resolve().parent
-_PROBE = 1 << 20  # bytes that a disk which is not full takes
+_PROBE = 1 << 20  # bytes that fit on any disk that is not full
 _HELD = (5, 32, 33)  # Windows: another program, perhaps a virus scanner for a moment, has the file open
 _PATIENCE = 1.5  # s
 _ABANDONED = 24 * 3600  # seconds without a change after which a killed process must have left it
 _MOST_LOOKED_AT = 10_000  # names in a folder among which abandoned ones are looked for
 _looked_into: set[Path] = set()  # by this process
-_replaces = ContextVar("replaces", default=True)  # whether what is written may replace what is there
+_replaces = ContextVar("replaces", default=True)  # whether writing may replace existing files
 
 
 @contextmanager
 def atomic_write(path: str | Path, durable: bool = True) -> Iterator[Path]:
     """Write a file that appears complete or not at all.
 
-    What killed processes left in its folder more than a day ago is deleted, the first time that this process writes
-    there.
+    Leftovers of killed processes in its folder, older than a day, are deleted when this process first writes there.
 
     Args:
-        path: the file; one that is there stays until the new one is complete.
+        path: the file; an existing one stays until the new one is complete.
         durable: wait until the disk has stored the file. Not needed for files that can be made again.
 
     Yields:
@@ -45,10 +44,10 @@ def atomic_write(path: str | Path, durable: bool = True) -> Iterator[Path]:
         writers choose the format by it.
 
     Raises:
-        DiskError: when the disk refuses, also where a library wraps that in an error of its own.
+        DiskError: when the disk refuses, even if a library wraps that in an error of its own.
     """
     path = Path(path)
-    if os.path.islink(path):  # what it points to is replaced, not the link
+    if os.path.islink(path):  # its target is replaced, not the link
         path = path.resolve()
     temporary = beside(path)
     try:
@@ -70,8 +69,9 @@ def atomic_write(path: str | Path, durable: bool = True) -> Iterator[Path]:
 
 @contextmanager
 def only_new(yes: bool = True) -> Iterator[None]:
-    """Whether files that are written inside the block must be new, also where another process writes one of that name
-    at the same time: then `atomic_write` and `staged_folder` raise UserError."""
+    """Require files written inside the block to be new, even if another process writes one of that name at the same
+    time: `atomic_write` and `staged_folder` then raise UserError.
+    """
     token = _replaces.set(not yes)
     try:
         yield
@@ -90,7 +90,7 @@ def staged_folder(path: str | Path, replaced: Iterable[Path] = ()) -> Iterator[P
     """Write a folder that appears complete or not at all.
 
     A folder that exists at `path` keeps its other files, and gets the new ones in the order in which they were written.
-    What killed processes left beside it more than a day ago is deleted.
+    Leftovers of killed processes beside it, older than a day, are deleted.
 
     Args:
         path: the folder.
@@ -110,7 +110,7 @@ def staged_folder(path: str | Path, replaced: Iterable[Path] = ()) -> Iterator[P
         with _disk_errors(path, place):
             remove_abandoned(place.parent)
             building.mkdir(parents=True)
-            with only_new(False):  # what is not there yet for anybody else
+            with only_new(False):  # hidden from others until it is complete
                 yield building
             made = [file for file in building.rglob("*") if file.is_file()]
             for file in made:
@@ -127,7 +127,7 @@ def staged_folder(path: str | Path, replaced: Iterable[Path] = ()) -> Iterator[P
 
 @contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
-    """Keep others who need an empty folder from writing into this one; UserError where they write or have written."""
+    """Keep others who need an empty folder from writing into this one; UserError if they write or have written."""
     claim, refused = folder / ".000000000000.partial", f"“{folder}” was written by another program meanwhile; choose "
     try:
         claim.mkdir()
@@ -160,8 +160,8 @@ def remove_folder(path: Path) -> None:
 
 
 def remove_abandoned(folder: Path) -> None:
-    """Delete what killed processes left in a folder under the hidden names of this module more than a day ago."""
-    with suppress(OSError):  # what cannot be listed or deleted does not keep anybody from writing
+    """Delete leftovers of killed processes in a folder, under the hidden names of this module and older than a day."""
+    with suppress(OSError):  # files that cannot be listed or deleted do not prevent writing
         with os.scandir(folder) as entries:
             names = [entry.name for entry in islice(entries, _MOST_LOOKED_AT) if STAGED_NAME.match(entry.name)]
         for left in (folder / name for name in names):
@@ -172,14 +172,15 @@ def remove_abandoned(folder: Path) -> None:
 
 
 def require_not_read(target: Path, read: Iterable[Path]) -> None:
-    """UserError when a file to be written is one of those that were read."""
+    """Raise UserError when a file to be written is one of those that were read."""
     if target.exists() and any(file.exists() and target.samefile(file) for file in read):
         raise UserError(f"“{target}” is a file that was read, and those are never overwritten; choose another name.")
 
 
 def require_apart(target: Path, slices: Iterable[Path]) -> None:
-    """`require_not_read`, and UserError where a file to be written would lie among the files of a series that was read:
-    a label map is an image, too, for who reads that folder next."""
+    """As `require_not_read`, and UserError if a file to be written would lie among the files of a series that was read:
+    the next reader of that folder would take a label map for an image.
+    """
     slices = list(slices)
     require_not_read(target, slices)
     place = target.parent.resolve()
@@ -191,7 +192,7 @@ def require_writable(folder: str | Path) -> None:
     """Check before long work that its results can be written.
 
     Args:
-        folder: where they go; it need not exist yet.
+        folder: their folder; it need not exist yet.
 
     Raises:
         DiskError: when files cannot be created there.
@@ -231,7 +232,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def move_over(source: Path, target: Path) -> None:
-    """Move a complete file to another name on the same disk, in one step, over what is there."""
+    """Move a complete file to another name on the same disk, in one step, replacing an existing file."""
     _replace(source, target)
     _sync_folder(target.parent)
 
@@ -266,7 +267,7 @@ def _replace(source: Path, target: Path) -> None:
 
 @contextmanager
 def _disk_errors(path: Path, temporary: Path) -> Iterator[None]:
-    """Raise what a disk caused as a DiskError about `path`, whichever library reports it."""
+    """Raise errors of a disk as a DiskError about `path`, whichever library reports them."""
     try:
         yield
     except UserError:
@@ -281,7 +282,8 @@ def _disk_errors(path: Path, temporary: Path) -> Iterator[None]:
 
 
 def _refusal(path: Path, temporary: Path) -> DiskError | None:
-    """What the disk says when more is written, before what was written is removed: libraries may not repeat it."""
+    """The disk's error when more is written, tried before the incomplete file is removed: libraries may not repeat it.
+    """
     try:
         with tempfile.TemporaryFile(dir=temporary.parent) as file:
             file.seek(temporary.stat().st_size if temporary.is_file() else 0)
@@ -299,7 +301,7 @@ def sha256_of(path: str | Path) -> str:
 
 
 def hex_digest(path: str | Path, digest: Any) -> str:
-    """What a new hash object of hashlib, or one like it, makes of a file, as hexadecimal text."""
+    """The digest of a file by a new hash object of hashlib, or one like it, as hexadecimal text."""
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)

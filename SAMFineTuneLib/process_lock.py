@@ -27,9 +27,9 @@ from SAMFineTuneLib.typed_json import loaded
 
 LOCK = ".lock"
 """Name of the file that a process locks in the folder that it owns."""
-_TRIES, _BETWEEN = 8, 0.04  # times, seconds: looking at a lock holds it for microseconds
+_TRIES, _BETWEEN = 8, 0.04  # times, seconds: checking a lock holds it for microseconds
 _HELD = (errno.EACCES, errno.EAGAIN, errno.EDEADLK, errno.EWOULDBLOCK)
-_SYNCHRONIZE, _ACCESS_DENIED = 0x00100000, 5  # Windows: a right to ask for, and the error without it
+_SYNCHRONIZE, _ACCESS_DENIED = 0x00100000, 5  # Windows: an access right, and the error without it
 _LOCKED_BYTE = 1 << 30  # far behind the text, since Windows lets nobody read a locked byte
 
 
@@ -54,7 +54,7 @@ class LockOwner:
 
     @property
     def how_to_stop(self) -> str:
-        """What to do to end it, as the second half of a sentence."""
+        """How to end it, as the second half of a sentence."""
         if not self.pid or not self.is_here:
             return "stop it where it was started"
         by_hand = "in the Task Manager" if os.name == "nt" else f"by “kill {self.pid}”"
@@ -166,7 +166,7 @@ def owning(folder: Path, what: str) -> Iterator[None]:
 
 
 def this_process() -> str:
-    """A word for this process, by which `has_ended` knows it later."""
+    """A word for this process, by which `has_ended` recognises it later."""
     return f"{_computer()} {os.getpid()}"
 
 

@@ -23,9 +23,9 @@ from SAMFineTuneLib.prompts import PlanePrompts
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#F0E442", "#000000")
 REFERENCE = (1.0, 1.0, 1.0)
 """Colour of the reference's outline in pictures."""
-_SENTENCE = 40  # characters, from which on a cell may be broken into lines
+_SENTENCE = 40  # characters from which on a cell may be broken into lines
 _SMALLEST = 48  # pixels of a picture's side at least
-_ON_PICTURES = 7  # colours that are seen on grey values
+_ON_PICTURES = 7  # colours that are visible on grey values
 _STYLE = """
 body{font:15px/1.45 sans-serif;max-width:72em;margin:2em auto;padding:0 1em;color:#1f2328}
 h1{font-size:1.5em}h2{font-size:1.2em;margin-top:2em}h3{font-size:1em}
@@ -83,14 +83,14 @@ def draw_answers(
     legend: Mapping[int, str],
     view: View | None = None,
 ) -> None:
-    """Draw answers and prompts over a slice, and the outlines of what is right, as PNG.
+    """Draw answers, prompts and the outlines of references over a slice, as PNG.
 
     Args:
         file: The picture to write.
         picture: uint8 (rows, columns).
         answers: Masks (rows, columns) by the number of their label.
-        references: Masks (rows, columns) that would be right.
-        prompts: What was asked.
+        references: Correct masks (rows, columns).
+        prompts: The prompts.
         legend: Lines of text by the number of a label.
         view: The part that is shown; default: everything.
     """
@@ -179,7 +179,7 @@ def pictures(shown: Iterable[tuple[str, str]]) -> str:
 
 
 def key(labels: Sequence[str], filled: str = "the answer", outlined: str = "the reference") -> str:
-    """What the colours in pictures mean.
+    """A legend of the colours in pictures.
 
     Args:
         labels: in the order of their colours.

@@ -63,7 +63,7 @@ Position = Sequence[float]
 class Segmenter:
     """A volume, its segments and their prompts.
 
-    Prompts are placed at once. The first result that is asked for opens the model and makes the masks.
+    Prompts are placed at once. The first result that is requested opens the model and makes the masks.
 
     Args:
         image: a path (DICOM folder or file, NIfTI, NRRD, MetaImage, PNG, JPEG), a SimpleITK or nibabel image, or a
@@ -214,7 +214,7 @@ class Segmenter:
         return self
 
     def redo(self) -> Segmenter:
-        """Redo the step that was undone last."""
+        """Redo the last step that was undone."""
         self.session.redo()
         return self
 
@@ -225,7 +225,7 @@ class Segmenter:
             propagating: whether propagation follows, which may bring a mask for lone negative points to correct.
 
         Raises:
-            UserError: where a segment has only negative prompts on a plane, unless `propagating`.
+            UserError: if a segment has only negative prompts on a plane, unless `propagating`.
         """
         names = {info.value: info.name for info in self.segments}
         for (value, _), task in self.session.state.tasks.items() if not propagating else ():
@@ -286,13 +286,13 @@ class Segmenter:
             The segmenter.
 
         Raises:
-            UserError: where there is nothing to start from, or propagation fails.
+            UserError: if there is nothing to start from, or propagation fails.
         """
         if not self.segments:
             raise UserError("There is nothing to propagate yet; place a point or a box first.")
         session = self._answering()
         self._judge()
-        while not session.settled:  # so that the notices below are the propagation's
+        while not session.settled:  # so that the notices below come from the propagation
             session.work(0.0)
         for info in session.segments if label is None else [self._existing(label)]:
             if label is None and not self.filled_planes(info.value):
@@ -342,10 +342,10 @@ class Segmenter:
         """The mask of a segment, bool [k, j, i].
 
         Args:
-            label: name of the segment; None where there is only one.
+            label: name of the segment; None if there is only one.
 
         Raises:
-            UserError: where there is no such segment, or several and no name.
+            UserError: if there is no such segment, or several and no name.
         """
         if label is None and len(self.segments) != 1:
             raise UserError(f"There are {len(self.segments)} segments; say which by its name.")
@@ -470,13 +470,13 @@ class Segmenter:
     # ---- inside
 
     def _judge(self) -> None:
-        """Report, once after every change, what may be wrong with prompts and masks."""
+        """Report possible mistakes in prompts and masks, once after every change."""
         if self.session.state is not self._judged:
             self._judged = self.session.state
             self._tell_once(doubts_about_masks(self.session))
 
     def _tell_what_others_keep(self, labelmap: np.ndarray) -> None:
-        """Report, once after every change, segments that lack much of what was found, as earlier ones have it."""
+        """Report segments that lost many voxels to earlier ones, once after every change."""
         if self.session.state is not self._compared:
             self._compared = self.session.state
             self._tell_once(doubts_about_overlaps(self.session, labelmap))
@@ -497,7 +497,7 @@ class Segmenter:
         return next((info for info in self.segments if info.name == label.strip()), None)
 
     def _add_segment(self, segment: SegmentPrompts) -> SegmentInfo:
-        """A new segment, with another value and colour where its own belong to a segment that is here."""
+        """Add a segment, with another value and colour if its own belong to an existing one."""
         if segment.value not in {info.value for info in self.segments}:
             return self.session.add_segment(segment.name, segment.value, segment.color)
         own_color = segment.color if segment.color != segment_color(segment.value) else None

@@ -1,4 +1,4 @@
-"""Reads JSON that anybody may have written, and its values as the fields of dataclasses have them, by their types."""
+"""Reads untrusted JSON, and checks its values against types such as those of a dataclass's fields."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def loaded(text: str | bytes, **options: Any) -> Any:
 
     Raises:
         ValueError: for what is not JSON or nested too deeply, and for texts with NUL or half a character, which no file
-            could take. Names of files that are not UTF-8 (bytes are U+DC80 to U+DCFF in Python) are let through.
+            could take. Names of files that are not UTF-8 (bytes are U+DC80 to U+DCFF in Python) are allowed.
     """
     text = text.decode() if isinstance(text, bytes) else text
     try:
@@ -42,17 +42,17 @@ def loaded(text: str | bytes, **options: Any) -> Any:
 
 
 def made(kind: Any, value: Any, where: str = "") -> Any:
-    """A value of JSON as its type has it.
+    """A JSON value as a type has it.
 
     Args:
-        kind: a dataclass, whose fields may be missing where they have defaults and of which others are left out; a
+        kind: a dataclass, whose fields may be missing if they have defaults, and unknown ones are ignored; a
             tuple, a Mapping, one of these or None, a type of JSON's own values, or Any.
-        value: what was read.
+        value: the JSON value.
         where: its place, for the error.
 
     Raises:
         ValueError: with the place of a value that does not fit.
-        TypeError: where a dataclass lacks a field.
+        TypeError: if a dataclass lacks a field.
     """
     origin, inner = get_origin(kind), get_args(kind)
     if origin is UnionType:  # with None

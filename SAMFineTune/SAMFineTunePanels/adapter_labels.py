@@ -9,16 +9,17 @@ ON_SLICE = "slice"  # an entry of the menu of what to search
 
 
 class AdapterLabels:
-    """Adapters with an automatic head, and the job that asks one. `keep(job, numbers, names)` makes segments, with a
-    number after a name that another segment has."""
+    """Adapters with an automatic head, and the job that runs one. `keep(job, numbers, names)` makes segments, with a
+    number after a name that another segment has.
+    """
 
     def __init__(self, host, ui, keep):
         self.host, self.ui = host, ui
         self._keep = keep
-        self._adapters = []  # those of the worker that find labels
+        self._adapters = []  # the worker's adapters that find labels
         self._asked = False
         self._job = None
-        self._wanted = None  # the adapter that the job asks
+        self._wanted = None  # the adapter that the job runs
         host.connect((ui.labelsButton, "clicked()", self.find))
         host.listen("Turn", self.refresh)
         host.listen("Objects", self._found)
@@ -76,7 +77,7 @@ class AdapterLabels:
         self._keep(event.job, numbers, [self._wanted["classes"][number] for number in numbers])
 
     def _finished(self, event):
-        """Say that nothing was found, when the job ended without objects."""
+        """Report that nothing was found, when the job ended without objects."""
         if event.job is None or event.job != self._job:
             return
         self._job = None

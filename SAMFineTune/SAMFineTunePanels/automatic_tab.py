@@ -91,7 +91,7 @@ class AutomaticTab:
             self.ui.findButton.setEnabled(False)
 
     def _found(self, event):
-        if event.job == self._job and self._awaits:  # they come again after the worker was started again
+        if event.job == self._job and self._awaits:  # they come again when the worker restarts
             self._awaits, self._found_none = False, not event.objects
             self._volume, self._listing = self.host.session.volume, self._list(event.objects)
             self.host.wake()
@@ -144,7 +144,7 @@ class AutomaticTab:
             self._drop(rows)
 
     def keep_objects(self, job, numbers, names):
-        """Make segments of objects that a job found; returns whether it was not refused."""
+        """Make segments of objects that a job found; returns whether that succeeded."""
         return succeeded(self.host, self.host.session.adopt, job, numbers, names)
 
     def drop_selected(self):
@@ -179,7 +179,7 @@ class AutomaticTab:
                 )
 
     def _not_drawn(self, event):
-        """Say why, unless the list goes because of another volume."""
+        """Say why, unless the list is cleared for another volume."""
         if self._is_current:
             self.host.warn(event.text, _TOPIC)
 

@@ -1,4 +1,4 @@
-"""Train, Propose and Stop of the Cohort tab, and a line that says what is done in the background."""
+"""Train, Propose and Stop of the Cohort tab, and a line about the work in the background."""
 
 import sys
 
@@ -15,13 +15,13 @@ _TOPIC = "cohort"
 
 
 class BackgroundControls:
-    """Trains and proposes, and beside that adds, exports and reports; `begun()` is called when one of these begins."""
+    """Trains and proposes, and meanwhile adds, exports and reports; `begun()` is called when one of these begins."""
 
     def __init__(self, host, ui, environment, begun):
         self.host, self.ui = host, ui
         self._environment_of, self._begun = environment, begun
         self._folder = None  # of the cohort that is open
-        self._main = self._beside = None  # `BackgroundWork`: training and proposing, and what goes on beside it
+        self._main = self._beside = None  # `BackgroundWork`: training and proposing, and what runs meanwhile
         keep_lines(ui.workLabel, _LINES)
         host.connect(
             (ui.trainButton, "clicked()", self.train),
@@ -30,7 +30,7 @@ class BackgroundControls:
         )
 
     def open(self, review):
-        """Follow what is done for the cohort of a `CohortReview`."""
+        """Follow the background work for the cohort of a `CohortReview`."""
         from SAMFineTuneLib.service.cohort_client import place_of
         from SAMFineTuneLib.service.cohort_work import BESIDE, CohortWork
 
@@ -43,23 +43,23 @@ class BackgroundControls:
             self._beside = BackgroundWork(CohortWork(folder, BESIDE))
 
     def close(self):
-        """Follow it no longer; it goes on."""
+        """Stop following; the work goes on."""
         self._folder = self._main = self._beside = None
 
     @property
     def is_here(self):
-        """Whether this computer trains and proposes, rather than the cohort's server."""
+        """Whether training and proposing run on this computer, rather than on the cohort's server."""
         return not isinstance(self._main.queue, ServedBackground)
 
     @property
     def is_busy(self):
-        """Whether something is trained or proposed."""
+        """Whether a training or proposing is under way."""
         return self._main.is_busy
 
     # ---- what the buttons do
 
     def train(self):
-        """Train from what is accepted, then propose with what came of it."""
+        """Train on the accepted cases, then propose with the new adapter."""
         if self.is_here and (not torch_is_there() or packages.TRAINING.missing()):
             self.host.warn(_("Training needs PyTorch and PEFT; press Install under Train."), _TOPIC)
             return
@@ -67,16 +67,16 @@ class BackgroundControls:
                    then_propose=read_setting("Device", "auto"))
 
     def propose(self):
-        """Propose the cases that are untouched, and those that an earlier adapter proposed."""
+        """Propose labels for untouched cases and for those that an earlier adapter proposed."""
         self.begin("propose", again=True, device=read_setting("Device", "auto"))
 
     def begin(self, what, **values):
-        """Train or propose; or do what goes on beside that."""
+        """Start a training or proposing, or other work that may run meanwhile."""
         if self._folder is None:
             return
         work = self._main if what in ("train", "propose") else self._beside
         if work.is_busy:
-            self.host.warn(_("Something else is done in the background; wait for it, or press Stop."), _TOPIC)
+            self.host.warn(_("Other work is running in the background; wait for it, or press Stop."), _TOPIC)
             return
         self.host.act(lambda: work.begin(what, self._environment(), read_flag("TrainOutlives"), **values))
         self._begun()
@@ -89,24 +89,24 @@ class BackgroundControls:
     # ---- every turn
 
     def refresh(self):
-        """Tell what has happened."""
+        """Handle the events since the last call."""
         for work in (self._main, self._beside):
             work.look(self.host, _TOPIC)
         if self.host.training is None and not self.ui.workBar.isHidden():  # for the status strip
             self.host.training = self._shown.text, self._shown.part
 
     def keep_running(self):
-        """Start processes anew that ended with work to do, here or before this window."""
+        """Restart processes that ended with work left, here or before this window."""
         for queue in (self._main.queue, self._beside.queue):
             if not queue.is_empty and not queue.is_running:
                 queue.start(sys.executable, self._environment(), read_flag("TrainOutlives"))
 
     def hear(self, event):
-        """Take what the cohort's server does."""
+        """Take what the cohort's server reports of its work."""
         self._main.queue.hear(event)
 
     def show(self, state):
-        """Show what is done for a cohort in this state. Returns whether something is done beside training."""
+        """Show the work for a cohort in this state. Returns whether any runs besides training."""
         from SAMFineTuneLib.cohort.running_work import running
 
         ui, busy, beside = self.ui, self._main.is_busy, self._beside.is_busy
@@ -131,7 +131,7 @@ class BackgroundControls:
 
     @property
     def _shown(self):
-        """The work that is shown, and that Stop stops: what takes less long first."""
+        """The work that is shown, and that Stop stops: the shorter one first."""
         return self._beside if self._beside.is_busy else self._main
 
     def _environment(self):
@@ -139,7 +139,7 @@ class BackgroundControls:
 
 
 def standing_of(state):
-    """How far the adapters of a cohort are, as a sentence."""
+    """The state of a cohort's adapters, as a sentence."""
     if not state.accepted:
         return _("Segment and accept a few cases first; then train.")
     if state.adapters:

@@ -1,4 +1,4 @@
-"""What is done for a cohort in the background, and how far it is. All windows that have it open see the same."""
+"""Work for a cohort in the background, and its progress. All windows that have the cohort open see the same."""
 
 import os
 import sys
@@ -24,14 +24,14 @@ _STOP = {"add": _("Stop adding"), "export": _("Stop export"), "report": _("Stop 
 
 
 class BackgroundWork:
-    """A queue of which one piece after the other is done: `CohortWork`, or what stands for a server's."""
+    """A queue whose pieces are done one after another: `CohortWork`, or its counterpart for a server."""
 
     def __init__(self, queue):
         self.queue = queue
         self._now = {}  # the last event of progress
-        self._own = None  # the number of the piece that this window put last
+        self._own = None  # the number of the piece that this window queued last
         while queue.poll():
-            pass  # what was told before this window
+            pass  # what was reported before this window opened
 
     @property
     def is_busy(self):
@@ -53,7 +53,7 @@ class BackgroundWork:
             self._now["stopping"] = True
 
     def look(self, host, topic):
-        """Tell what has happened since the last look."""
+        """Show the events since the last call."""
         for event in self.queue.poll():
             kind = event.get("event")
             if kind == "progress":
@@ -74,7 +74,7 @@ class BackgroundWork:
 
     @property
     def part(self):
-        """The part of it that is done, from 0 to 1; None where that is not known."""
+        """The fraction done, from 0 to 1; None where that is not known."""
         return self._now.get("done", 0) / self._now["total"] if self._now.get("total") else None
 
     @property
@@ -92,14 +92,14 @@ class BackgroundWork:
 
     @property
     def stop_text(self):
-        """What stands on the button that stops it."""
+        """The text of the button that stops it."""
         return _("Stop at once") if self._now.get("stopping") else _STOP.get(self._now.get("what"), _("Stop"))
 
 
 def said_of(event):
-    """A sentence about work in the background that is done."""
+    """A sentence about finished background work."""
     if event.get("cancelled"):
-        return _("Stopped; what was done so far is kept.")
+        return _("Stopped; the work done so far is kept.")
     if event["what"] in _SAID:
         return _SAID[event["what"]].format(**event)
     text = _("Proposed: {count} cases.").format(count=event["proposed"])

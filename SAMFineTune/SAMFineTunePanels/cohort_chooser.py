@@ -1,4 +1,4 @@
-"""Choosing a cohort by its folder, or making one of a folder of scans: the upper part of the Cohort tab."""
+"""Choosing a cohort by its folder, or making one from a folder of scans: the upper part of the Cohort tab."""
 
 import os
 import sys
@@ -12,12 +12,12 @@ _TOPIC = "cohort"
 
 
 class CohortChooser:
-    """Follows the folder that is typed; `opened(folder)` gets the cohort that is chosen or was made."""
+    """Follows the typed folder; `opened(folder)` gets the cohort that was chosen or made."""
 
     def __init__(self, host, ui, environment, opened):
         self.host, self.ui = host, ui
         self._environment, self._opened = environment, opened
-        self._found = ""  # what the folder that was typed holds: "cohort", "images" or ""
+        self._found = ""  # what the typed folder holds: "cohort", "images" or ""
         self._creating = None  # (queue, number) while a cohort is being made
         self._progress = {}  # the last event of it
         ui.folderEdit.filters = ctk.ctkPathLineEdit.Dirs
@@ -34,7 +34,7 @@ class CohortChooser:
             self._creating[0].close()
 
     def look(self):
-        """Say what Open will do with the folder that is typed."""
+        """Say what Open will do with the typed folder."""
         path, ui = self._path, self.ui
         self._found = what_is_in(path)
         ui.labelsFrame.setVisible(self._found == "images")
@@ -49,7 +49,7 @@ class CohortChooser:
         self.ui.folderEdit.currentPath = folder
 
     def open(self):
-        """Open the cohort of the folder that is typed, or make one of its scans."""
+        """Open the cohort of the typed folder, or make one from its scans."""
         if self._found == "cohort":
             self._opened(cohort_in(self._path))
         elif self._found == "images":
@@ -61,7 +61,7 @@ class CohortChooser:
             self._creating[0].stop()
 
     def follow_creation(self):
-        """Every turn: open the cohort that is being made once it is there."""
+        """At every turn: open the cohort that is being made once it exists."""
         if self._creating is None:
             return
         work, number = self._creating
@@ -81,7 +81,7 @@ class CohortChooser:
                     self.host.warn(_("The cohort was not created ({why}); try again.").format(**event), _TOPIC)
 
     def show(self):
-        """Every turn in which no cohort is open: show how far the making of one is."""
+        """At every turn without an open cohort: show the progress of making one."""
         ui, busy = self.ui, self._creating is not None
         ui.cancelButton.setVisible(busy)
         enable((ui.openButton, self._found and not busy), (ui.folderEdit, not busy), (ui.pacsButton, not busy))
@@ -105,17 +105,17 @@ class CohortChooser:
 
 
 def typed_folder(path):
-    """The whole path of a folder that was typed, since processes work in folders of their own; "" for none."""
+    """The absolute path of a typed folder, because processes run in folders of their own; "" without one."""
     return os.path.abspath(os.path.expanduser(path.strip())) if path.strip() else ""
 
 
 def beside(path):
-    """Where the cohort of a folder of scans is made."""
+    """The folder in which the cohort of a folder of scans is made."""
     return path + "-cohort"
 
 
 def cohort_in(path):
-    """The cohort that a folder is, that it holds, or that lies beside it; "" without one."""
+    """The cohort folder that this folder is, contains, or lies beside; "" without one."""
     places = (path, os.path.join(path, "cohort"), beside(path))
     return next((place for place in places if os.path.isfile(os.path.join(place, "cohort.json"))), "")
 

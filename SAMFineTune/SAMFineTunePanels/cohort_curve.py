@@ -8,12 +8,12 @@ _LATEST = 5  # cases of the moving mean
 
 
 class LearningCurve(Curves):
-    """One point for each accepted case that was proposed, and the mean of the latest."""
+    """One point for each accepted case that had a proposal, and the mean of the latest."""
 
     title, along, up = _("Learning curve"), _("Accepted cases"), _("Dice of proposals")
 
     def follow(self, state):
-        """Draw what the cohort says now, where that has changed."""
+        """Draw the cohort's present state if it has changed."""
         points = curve_of(state)
         if points == self._points:
             return
@@ -32,7 +32,7 @@ class LearningCurve(Curves):
     def show(self):
         layout = self._layout
         super().show()
-        self._layout = self._layout if layout is None else layout  # it was shown before
+        self._layout = self._layout if layout is None else layout  # the curve was shown before
 
 
 def curve_of(state):

@@ -16,7 +16,7 @@ FORMS = (
 
 
 class CohortExportDialog:
-    """A dialog: in which form, and into which folder."""
+    """The dialog: in which format, and into which folder."""
 
     def __init__(self, resource_path, ask_to_install, begin):
         self._ask_to_install, self._begin = ask_to_install, begin
@@ -25,7 +25,7 @@ class CohortExportDialog:
         ui = self.ui
         ui.visibleOnlyBox.hide()
         ui.folderEdit.filters = ctk.ctkPathLineEdit.Dirs
-        ui.folderEdit.toolTip = _("A new or an empty folder; what is written appears complete or not at all")
+        ui.folderEdit.toolTip = _("A new or an empty folder; the export appears complete or not at all")
         fill_menu(ui.formatSelector, FORMS)
         self._connections = Connections(
             (ui.formatSelector, "currentIndexChanged(int)", lambda index: self._suggest()),
@@ -48,19 +48,19 @@ class CohortExportDialog:
         self.dialog.open()
 
     def _suggest(self):
-        """A folder until the user has chosen another one."""
+        """Suggest a folder until the user has chosen another one."""
         edit = self.ui.folderEdit
         if edit.currentPath.strip() in ("", self._suggested):
             self._suggested = f"{place_beside(self._cohort)}-{chosen_in(self.ui.formatSelector)}"
             edit.currentPath = self._suggested
 
     def export(self):
-        """Export as chosen. The dialog stays open with a sentence about what is in the way."""
+        """Export as chosen. If that cannot be done, the dialog stays open and says why."""
         from SAMFineTuneLib.errors import UserError
         from SAMFineTuneLib.service.cohort_client import place_of
 
         folder, form = self.ui.folderEdit.currentPath.strip(), chosen_in(self.ui.formatSelector)
-        folder = folder and os.path.abspath(os.path.expanduser(folder))  # the process works in another folder
+        folder = folder and os.path.abspath(os.path.expanduser(folder))  # the process runs in another folder
         problem = in_the_way(folder)
         self._say(problem)
         if problem:
@@ -82,7 +82,7 @@ class CohortExportDialog:
 
 
 def place_beside(cohort):
-    """A cohort's folder, or for one on a server a place of its name in the user's home."""
+    """A folder beside the cohort, or for one on a server a folder of its name in the user's home."""
     from SAMFineTuneLib.service.cohort_client import place_of
 
     place = place_of(cohort)
@@ -90,11 +90,12 @@ def place_beside(cohort):
 
 
 def in_the_way(folder):
-    """Why nothing can be exported into a folder, as a sentence; "" where nothing is in the way."""
+    """Why nothing can be exported into a folder, as a sentence; "" where it can."""
     if not folder:
         return _("Choose a folder to export into.")
     if os.path.exists(folder) and (not os.path.isdir(folder) or os.listdir(folder)):
         return _("“{folder}” exists already; choose a new or an empty folder.").format(folder=folder)
-    if not os.path.isdir(os.path.dirname(folder)):
-        return _("“{folder}” is not there; choose a folder inside one that is.").format(folder=os.path.dirname(folder))
+    parent = os.path.dirname(folder)
+    if not os.path.isdir(parent):
+        return _("“{folder}” does not exist; choose a folder inside one that does.").format(folder=parent)
     return ""

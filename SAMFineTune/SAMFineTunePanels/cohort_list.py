@@ -11,18 +11,18 @@ from .qt_helpers import TextTable, quiet
 STATES = {"untouched": _("Untouched"), "proposed": _("Proposed"), "corrected": _("Corrected"),
           "accepted": _("Accepted"), "refused": _("Refused")}  # fmt: skip
 TROUBLES = {
-    "moved": (_(", moved"), _("The image was moved; find it with “samfinetune cohort locate”.")),
-    "gone": (_(", image gone"), _("The image is gone; find it with “samfinetune cohort locate”, or put it back.")),
-    "changed": (_(", image changed"), _("The image has changed since it came into the cohort; put the old one back.")),
+    "moved": (_(", moved"), _("The image was moved; point to it with “samfinetune cohort locate”.")),
+    "gone": (_(", image gone"), _("The image is gone; point to it with “samfinetune cohort locate”, or put it back.")),
+    "changed": (_(", image changed"), _("The image has changed since it was added; put the old one back.")),
     "unreadable": (_(", unreadable"),
-                   _("The image cannot be read any more; put the old one back, or ask for permission to read it.")),
+                   _("The image can no longer be read; put the old one back, or ask for permission to read it.")),
 }  # of images: in the list, and as a hint
 FILTERS = (("", _("All cases")), ("todo", _("To do")), *STATES.items())
 _TO_DO = ("untouched", "proposed", "corrected")
 _LEAST = 2  # rows seen in a low window
 _AT_ONCE = 0.008  # s of a turn
 _PICTURE = 32  # pixels
-_NO_PICTURE_FOR = 60.0  # s until a picture that could not be made is asked for again
+_NO_PICTURE_FOR = 60.0  # s until a picture that could not be made is requested again
 
 
 class CohortList:
@@ -36,7 +36,7 @@ class CohortList:
         self.keys = []  # by row
         self._texts = []
         self._opened = ""  # key of the case in the views
-        self._pictured = {}  # key -> when its picture was asked for, None once it is shown
+        self._pictured = {}  # key -> when its picture was requested, None once it is shown
         self._steps = iter(())
 
     def show(self, state, wanted, opened, by):
@@ -46,7 +46,7 @@ class CohortList:
         keys, texts = [one.key for one in cases], [self._text(one, one.key == opened, by) for one in cases]
         if keys != self.keys:
             self._steps = self._fill(keys, texts)
-        elif texts != self._texts and len(texts) == len(self._texts):  # else it is still being filled
+        elif texts != self._texts and len(texts) == len(self._texts):  # otherwise it is still being filled
             with quiet(self.table.widget):
                 for row, (before, now) in enumerate(zip(self._texts, texts, strict=True)):
                     if before != now:
@@ -69,7 +69,7 @@ class CohortList:
         return True
 
     def show_pictures(self, path_of, ask):
-        """Show the pictures of the rows in sight, and ask for one that is not there."""
+        """Show the pictures of the visible rows, and request one that is missing."""
         now, view = time.monotonic(), self.table.widget
         first, last = view.rowAt(1), view.rowAt(view.viewport().height - 1)
         count = min(len(self._texts), view.rowCount)

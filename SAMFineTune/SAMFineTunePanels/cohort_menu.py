@@ -1,4 +1,4 @@
-"""What is behind the ⋯ of the Cohort tab: scans are added, accepted cases exported, a report is written."""
+"""The ⋯ menu of the Cohort tab: add scans, export accepted cases, write a report."""
 
 import os
 
@@ -11,7 +11,7 @@ from .qt_helpers import Connections, read_flag, read_setting, write_setting
 
 
 class CohortMenu:
-    """`begin(what, **values)` has something done in the background."""
+    """`begin(what, **values)` starts work in the background."""
 
     def __init__(self, button, resource_path, ask_to_install, begin, show_curve, dicomweb):
         self._begin, self._dicomweb = begin, dicomweb
@@ -45,7 +45,7 @@ class CohortMenu:
         self.export.close()
 
     def show(self, busy, drawable):
-        """Offer what can be done: `busy` while one of these runs, `drawable`: the curve."""
+        """Enable what can be done: `busy`: one of these runs; `drawable`: there is a curve to draw."""
         for action in (self.addAction, self.exportAction, self.reportAction):
             action.setEnabled(not busy)
         self.curveAction.setEnabled(drawable)

@@ -13,8 +13,8 @@ from .open_case import OpenCase
 
 AT_ONCE = 0.012  # s of a turn in which labels are written
 KEEP_AFTER = 30.0  # s without a change after which a correction is kept
-RENEW_EVERY = 150.0  # s between two signs that somebody works on a case
-LOOK_EVERY = 0.5  # s between two looks at prompts and segments
+RENEW_EVERY = 150.0  # s between two signs that this window works on a case
+LOOK_EVERY = 0.5  # s between two checks at prompts and segments
 PATIENCE = 20.0  # s that leaving a case waits for the model's answers
 _TOPIC = "cohort"
 
@@ -35,18 +35,18 @@ class CohortReview:
         self.open = None
         self.skipped = set()
         self.coming = NextCase(host, self._put)
-        self._showing = None  # (what was told of the case that is about to be open, steps that show it)
+        self._showing = None  # (what the process reported of the case that is about to open, steps that show it)
         self._wanted = None  # key of the case to show, "" for any, None while none is waited for
         self._after_rest = None  # (what to do when the model has answered, until when to wait)
         self._writing = []  # steps that write labels
-        self._leaving = set()  # keys of cases that are left, and of which the cohort has not been told
+        self._leaving = set()  # keys of cases that were left, which the cohort does not know yet
         self._look_after = self._renew_after = 0.0
         self.nothing_left = False
         self._orientation = "axial"  # of the slices whose confidence is known
         self.strip = ConfidenceStrip(self.jump)
 
     def follow(self):
-        """Have the process keep reporting the state of a cohort that is on a server."""
+        """Have the process keep reporting the state of a cohort on a server."""
         self._put("follow")
 
     # ---- what the buttons do
@@ -67,7 +67,7 @@ class CohortReview:
             self.next()
 
     def accept(self):
-        """Accept the case as its segments are, and show the next one. An empty one must be accepted twice."""
+        """Accept the case with its present segments, and show the next one. An empty one must be accepted twice."""
         case = self.open
         if case is None or case.is_too_early():
             return
@@ -88,7 +88,7 @@ class CohortReview:
         if case is None:
             return
         if not case.places:
-            self.host.say(_("Nothing in this case is known to be doubtful."), _TOPIC)
+            self.host.say(_("This case has no doubtful places."), _TOPIC)
             return
         case.place = (case.place + 1) % len(case.places)
         label, index, value = case.places[case.place]
@@ -111,13 +111,13 @@ class CohortReview:
         slicer.vtkMRMLSliceNode.JumpAllSlices(slicer.mrmlScene, *at, slicer.vtkMRMLSliceNode.OffsetJumpSlice)
 
     def reopen(self, key):
-        """Take back that a case was accepted or refused."""
+        """Undo the acceptance or refusal of a case."""
         self._put("reopen", case=key)
 
     # ---- every turn
 
     def turn(self, shown):
-        """Take a few milliseconds; `shown`: whether the module is shown."""
+        """Work for a few milliseconds; `shown`: whether the module is shown."""
         for event in self.work.poll():
             self._take(event)
         if self._showing is None:
@@ -168,9 +168,9 @@ class CohortReview:
     # ---- inside: from one case to the next
 
     def _when_rested(self, act):
-        """Do something when the model has answered all prompts, which belong to the case that is left."""
+        """Do something once the model has answered all prompts of the case that is left."""
         session = self.host.session
-        if self._showing is not None:  # a moment later there is a case that can be left
+        if self._showing is not None:  # in a moment there is a case that can be left
             return
         if session is None or self.open is None or session.at_rest or not (session.outstanding and session.prompts):
             act()
@@ -190,7 +190,7 @@ class CohortReview:
             self.host.go_on()
 
     def _go(self, key, what):
-        """Leave the open case in some way, and show another one as soon as it is loaded."""
+        """Leave the open case in one of these ways, and show another as soon as it is loaded."""
         case, self.open = self.open, None
         if case is not None:
             if not case.is_there:
@@ -212,7 +212,7 @@ class CohortReview:
         self.host.wake()
 
     def _put_away(self, case, what, remove=True):
-        """Steps: write the labels of a case where there is something to write, and remove its nodes."""
+        """Steps: write the labels of a case if there is anything to write, and remove its nodes."""
         from SAMFineTuneLib.mrml.cohort_nodes import label_file_steps
 
         values = {"case": case.key, "by": self.word}
@@ -234,7 +234,7 @@ class CohortReview:
             case.remove()
 
     def _show_coming(self):
-        """Show the case that was loaded in advance; returns whether it was there."""
+        """Show the case that was loaded in advance; returns whether there was one."""
         if self.coming.key is None or self._wanted not in ("", self.coming.key):
             return False
         (told, images), self._wanted = self.coming.take(), None
@@ -277,7 +277,7 @@ class CohortReview:
     # ---- inside: the next case
 
     def _ask(self, key=""):
-        """Have a case read, unless one is being read or is there."""
+        """Have a case read, unless one is being read or is ready."""
         without = [*self.skipped, *self._leaving, *([self.open.key] if self.open is not None else [])]
         self.coming.ask(case=key, way=self.way, by=self.word, without=without, process=self._process)
 
@@ -320,7 +320,7 @@ class CohortReview:
     # ---- inside: keeping
 
     def _write_some(self):
-        """Write labels for a moment, of the case that was left first."""
+        """Write labels for a moment, those of the case that was left first."""
         end = time.monotonic() + AT_ONCE
         while self._writing and time.monotonic() < end:
             self.host.go_on()
@@ -328,7 +328,7 @@ class CohortReview:
                 del self._writing[0]
 
     def _done_with_nodes(self, steps):
-        """Go on until the nodes are not needed any more; returns whether all is written, too."""
+        """Go on until the nodes are no longer needed; returns whether everything is written too."""
         while (written := self._go_on(steps)) == 0:
             pass
         return written is None
@@ -370,7 +370,7 @@ class CohortReview:
         self._put("keep", number, case=case.key, by=self.word)
 
     def _put(self, what, number=None, **values):
-        """Put a piece into the queue, and have the process do it."""
+        """Queue a piece of work, and make sure that a process does it."""
         number = self.work.put(what, number, **values)
         try:
             self.work.start(sys.executable, self._environment(self.cohort.folder))

@@ -1,4 +1,4 @@
-"""The Cohort tab: many scans, proposed by a model that learns from those which are accepted."""
+"""The Cohort tab: many scans, with labels proposed by a model that learns from the accepted ones."""
 
 import sys
 import time
@@ -30,28 +30,28 @@ from .shortcuts import KeyShortcuts
 WAYS = (
     ("random", _("Next: at random")),
     ("teaching", _("Next: what teaches most")),
-    ("easiest", _("Next: what is nearest to done")),
+    ("easiest", _("Next: nearest to done")),
     ("order", _("Next: in order")),
 )
 KEYS = (("Return", "accept"), ("Enter", "accept"), ("Tab", "next_doubtful"))
-LOOK_EVERY = 1.0  # s between two looks at the cohort's file
+LOOK_EVERY = 1.0  # s between two checks at the cohort's file
 _REASON = 2  # lines of the text about a case
 _TOPIC = "cohort"
 _TYPING = ("QLineEdit", "QTextEdit", "QPlainTextEdit", "QAbstractSpinBox")
 
 
 class CohortTab:
-    """The tab's parts, the list of cases, and the buttons that say what becomes of the open case."""
+    """The tab's parts, the list of cases, and the buttons that decide about the open case."""
 
     def __init__(self, host, volumes, resource_path, ask_to_install, server):
         self.host, self.volumes = host, volumes
         self.widget, self.ui = load_ui(resource_path, "CohortTab")
         self.review = None  # while a cohort is open
-        self._closing = []  # reviews that still write the labels of their last case
+        self._closing = []  # reviews that are still writing the labels of their last case
         self._pictures = None  # a queue
         self._picturing = False
         self._look_after = 0.0
-        self._unread = ""  # why the cohort's state cannot be read now
+        self._unread = ""  # why the cohort's state cannot be read at present
         self._segments = []  # (ID, name) in the menu
         self.list = CohortList(self.ui.casesTable)
         self.curve = LearningCurve()
@@ -147,7 +147,7 @@ class CohortTab:
         self.menu.curveAction.setChecked(False)
         if self.review is not None:
             self.review.leave()
-            if not self.host.timer.active:  # nobody has looked at the module for a while
+            if not self.host.timer.active:  # the module has not been shown for a while
                 self.host.timer.start()
 
     # ---- every turn
@@ -176,7 +176,7 @@ class CohortTab:
             self._show_some_pictures()
 
     def _keep_running(self):
-        """Start processes anew that ended with work to do."""
+        """Restart processes that ended with work left."""
         work = self.review.work
         if not work.is_empty and not work.is_running:
             work.start(sys.executable, self._environment())
@@ -185,13 +185,13 @@ class CohortTab:
             self.review.follow()
 
     def _keys_work(self):
-        """Whether Enter and Tab are for this tab: it is seen, and nobody types."""
+        """Whether Enter and Tab belong to this tab: it is shown, and no text is being typed."""
         if self.review is None or not self.host.shown or not self.widget.visible:
             return False
         focused = qt.QApplication.focusWidget()
         if focused is None:
             return True
-        if focused.inherits("QComboBox"):  # it has the focus when somebody types into its line
+        if focused.inherits("QComboBox"):  # it has the focus while text is typed into its line
             return not focused.editable
         return not any(focused.inherits(kind) for kind in _TYPING)
 
@@ -247,7 +247,7 @@ class CohortTab:
         return self.review is not None and self.review.waits
 
     def _read_state(self):
-        """The state; None, and a message once, while it cannot be read, as when a drive is away."""
+        """The state; None, and a message once, while it cannot be read, for example without its drive."""
         from SAMFineTuneLib.errors import UserError
 
         try:
@@ -260,7 +260,7 @@ class CohortTab:
         return None
 
     def _show(self, anew):
-        """Show the cohort as it is now."""
+        """Show the cohort's present state."""
         ui = self.ui
         ui.chooseFrame.setVisible(self.review is None)
         ui.cohortFrame.setVisible(self.review is not None)
@@ -312,7 +312,7 @@ class CohortTab:
         self.host.act(self._pictures.start, sys.executable, self._environment())
 
     def _told(self, event):
-        """What the process of the review says beside the cases it opens."""
+        """Handle what the review's process reports apart from the cases it opens."""
         if event.get("event") == "server":
             self.background.hear(event)
         elif event.get("event") == "failed":

@@ -1,4 +1,4 @@
-"""How sure a proposal is of each slice, as a strip between slice slider and view; a click jumps to the slice."""
+"""The confidence of a proposal in each slice, as a strip between slice slider and view; a click jumps to the slice."""
 
 import numpy as np
 import qt
@@ -58,7 +58,7 @@ class ConfidenceStrip:
         self.widget.setFixedHeight(len(self.labels) * (_ROW + _GAP) + _GAP)
         self.widget.toolTip = _(
             "How sure the proposal is of each slice, from top to bottom: {labels}. Orange is doubtful, blue is sure, "
-            "dark is where nothing is expected. Click to jump to a slice."
+            "dark means that no label is expected. Click to jump to a slice."
         ).format(labels=", ".join(self.labels))
         self._place()
 

@@ -9,12 +9,12 @@ from .qt_helpers import choose_in, chosen_in, fill_menu, pixmap_of, quiet, set_t
 from .shown_views import looked_at_slice_node
 
 AUTOMATIC, DISPLAYED, CUSTOM = "auto", "displayed", "custom"
-LOOK_EVERY = 0.3  # s between two looks at the slice of the picture
+LOOK_EVERY = 0.3  # s between two checks at the slice of the picture
 _PICTURE = qt.QSize(360, 220)
 
 
 class ContrastControls:
-    """Folded away; the title says which values are black and white."""
+    """Folded by default; the title says which values are black and white."""
 
     def __init__(self, host, ui):
         self.host, self.ui = host, ui
@@ -48,7 +48,8 @@ class ContrastControls:
             self._show(session.window, also_range=True)
 
     def begin(self, automatic=None):
-        """Another volume: it is seen as chosen, but not within the two values that were for the one before.
+        """Another volume: it keeps the chosen kind of contrast, but not two values that were meant for the former
+        volume.
 
         Args: automatic: the window that is chosen automatically, where that is known.
         """
@@ -99,7 +100,7 @@ class ContrastControls:
         elif choice == CUSTOM:
             try:
                 window = IntensityWindow(self.ui.lowSpinBox.value, self.ui.highSpinBox.value, _("as given"))
-            except UserError as error:  # as long as one of the two values is still to be given
+            except UserError as error:  # while one of the two values is missing
                 set_text(self.ui.windowLabel, str(error))
                 return
         elif choice == AUTOMATIC:

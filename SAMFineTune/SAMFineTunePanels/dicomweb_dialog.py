@@ -1,7 +1,7 @@
-"""The dialog for a DICOMweb server, such as a PACS: series are fetched into a folder, accepted cases are stored.
+"""The dialog for a DICOMweb server, such as a PACS: fetches series into a folder, and stores accepted cases.
 
-A process for each piece of work talks to the server. It gets user, password and token in its environment; they stay in
-the dialog as long as the panel is there, and are written nowhere.
+A process for each piece of work talks to the server. It gets user, password and token in its environment; the dialog
+keeps them as long as the panel exists, and they are never written to a file.
 """
 
 import os
@@ -30,7 +30,7 @@ class DicomwebDialog:
     def __init__(self, host, resource_path, ask_to_install, environment):
         self.host, self._ask_to_install, self._environment = host, ask_to_install, environment
         self._work = None  # (queue, number, what) while a process talks to the server
-        self._ended = []  # queues whose process has ended, or is about to
+        self._ended = []  # queues whose process has ended or will end soon
         self._rows, self._listed = [], []  # series that are shown, and that arrive
         self._cohort, self._then = "", None
         self.dialog, self._widget, self.ui = load_dialog(resource_path, "DicomwebDialog", "")
@@ -64,7 +64,7 @@ class DicomwebDialog:
         self._open("store", cohort, None)
 
     def _open(self, what, cohort, then):
-        if self._work is None:  # else the dialog tells of what it is doing
+        if self._work is None:  # otherwise the dialog shows what it is doing
             self._cohort, self._then = cohort, then
             self.dialog.setWindowTitle(_TITLES[what])
             self.ui.fetchFrame.setVisible(not cohort)
@@ -143,14 +143,14 @@ class DicomwebDialog:
 
     def _told(self, what, event):
         if event["event"] == "ended":
-            self._tell(_("The server could not be asked ({why}); try again.").format(**event))
+            self._tell(_("The server could not be reached ({why}); try again.").format(**event))
         elif event["event"] != "done":
             self._tell(event.get("text") or _("Stopped."))
         elif what == "list_series":
             self._rows = self._listed
             self._table.fill([(name or "?", kind, str(images or "?")) for folder, name, kind, images in self._rows])
             self.ui.seriesTable.selectAll()
-            text = _("{count} series; deselect those that are not wanted.").format(count=len(self._rows))
+            text = _("{count} series; deselect those that you do not want.").format(count=len(self._rows))
             if event["more"]:
                 text = _("The first {count} series of {total}; enter a patient or a modality to see others.").format(
                     count=len(self._rows), total=len(self._rows) + event["more"])
@@ -164,7 +164,7 @@ class DicomwebDialog:
             self._tell(" ".join([_("Stored: {stored} DICOM SEG.").format(**event), *event["notes"]]))
 
     def _tell(self, sentence):
-        """Say something in the dialog, or where messages are once it was closed."""
+        """Say something in the dialog, or among the messages once it was closed."""
         self._say(sentence)
         if not self.dialog.visible:
             self.host.warn(sentence, _TOPIC)
@@ -201,11 +201,11 @@ class DicomwebDialog:
         ui.workBar.setVisible(busy)
         ui.stopButton.setVisible(busy)
         if not busy:
-            ui.workBar.setMaximum(0)  # until it is known how much there is
+            ui.workBar.setMaximum(0)  # until the amount is known
 
 
 def about_encryption(address):
-    """A sentence for an address to which passwords would travel openly; "" for others."""
+    """A warning for an address to which passwords would travel unencrypted; "" for others."""
     from SAMFineTuneLib.cohort.dicomweb_store import is_private
 
     if not address.startswith("http:") or is_private(address):

@@ -23,7 +23,7 @@ _TOPIC = "export"
 
 
 class ExportDialog:
-    """Opened by the button beside the segments. A file that is there is replaced only when the user says so."""
+    """Opened by the button beside the segments. An existing file is replaced only when the user agrees."""
 
     def __init__(self, host, open_button, resource_path, ask_to_install):
         self.host = host
@@ -93,15 +93,15 @@ class ExportDialog:
         files = dicom_files(volume)
         require_apart_from_images(path, files)
         if self.ending == ".dcm":
-            export.require_series(files)  # before anything is installed or asked
+            export.require_series(files)  # before anything is installed or the user is asked
             if packages.DICOM_SEG.missing():
                 packages.DICOM_SEG.require_slicers()
                 self._ask_to_install(packages.DICOM_SEG, self.export)
                 return
             if packages.DICOM_SEG.folder not in sys.path and os.path.isdir(packages.DICOM_SEG.folder):
-                sys.path.append(packages.DICOM_SEG.folder)  # last: what Slicer has itself counts first
+                sys.path.append(packages.DICOM_SEG.folder)  # last, so that Slicer's own packages come first
         if os.path.exists(path) and not self._may_replace(path):
-            self.host.say(_("Nothing was written: {file} is there already.").format(file=path), _TOPIC)
+            self.host.say(_("Nothing was written: {file} exists already.").format(file=path), _TOPIC)
             return
         steps = export.export_steps(path, segmentation, volume, ids, files)
         count = len(segmentation.GetSegmentation().GetSegmentIDs() if ids is None else ids)
@@ -128,7 +128,7 @@ class ExportDialog:
 
     @staticmethod
     def _may_replace(path):
-        question = _("{file} is in {folder} already. It will be replaced.")
+        question = _("{folder} already contains {file}. It will be replaced.")
         return confirmed(question.format(file=os.path.basename(path), folder=os.path.dirname(path)), _("Replace"))
 
     def _segment_ids(self, node):

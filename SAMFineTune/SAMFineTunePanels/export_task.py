@@ -14,12 +14,12 @@ YIELD = 0.008  # s of a turn in which the writing thread may run: threads starve
 class ExportTask:
     """A task for `Host.run`: reads nodes in steps on Slicer's own thread, and writes the file in a thread of its own.
 
-    `done(result)` gets the node with its notes, or what the function returned that wrote the file; `failed(error)` what
-    they raised.
+    `done(result)` gets the node with its notes, or the result of the function that wrote the file; `failed(error)` gets
+    what they raised.
     """
 
     def __init__(self, text, steps, done, failed):
-        """Args: steps: yields how far it is, and returns a node with its notes, or a function that writes the file."""
+        """Args: steps: yields its progress, and returns a node with its notes, or a function that writes the file."""
         self.text = text
         self.fraction = 0.0
         self._steps = steps
@@ -54,7 +54,7 @@ class ExportTask:
         return True
 
     def close(self):
-        """Finish the file that is being written, with a word in Slicer's log if it cannot be, and drop all else."""
+        """Finish the file that is being written, or log that this failed, and drop everything else."""
         self._steps.close()
         if self._thread is not None:
             self._thread.join(MOST_WAITING)

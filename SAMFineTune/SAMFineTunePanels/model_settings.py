@@ -1,4 +1,6 @@
-"""Settings of the model: which one answers, with which adapter and on what; models and prepared slices on the disk."""
+"""Settings of the model: which one answers, with which adapter and on which device; models and prepared slices on the
+disk.
+"""
 
 import qt
 import slicer
@@ -91,7 +93,7 @@ class ModelSettings:
 
     @property
     def row(self):
-        """What the worker told about the selected model; None before."""
+        """What the worker reported about the selected model; None before."""
         return self._rows.get(chosen_in(self.ui.modelSelector))
 
     def _describe(self):
@@ -132,7 +134,7 @@ class ModelSettings:
             self.use(row)
 
     def use(self, row):
-        """Use this model, after PyTorch was installed when it needs that."""
+        """Use this model, after installing PyTorch if it needs that."""
         if row.get("needs_torch") and not self.host.remote and not torch_is_there():
             if not self.host.act(install_torch, self.host):
                 self._select(self.model_id)

@@ -10,7 +10,7 @@ _TOPIC = "cohort"
 
 
 class NextCase:
-    """One case at a time is asked for, loaded, and then ready to be taken.
+    """One case at a time is requested, loaded, and then ready to be taken.
 
     `put(what, **values)` puts a piece into the queue of the window and returns its number.
     """
@@ -18,8 +18,8 @@ class NextCase:
     def __init__(self, host, put):
         self.host, self._put = host, put
         self._asked = None  # number of the piece that opens a case
-        self._loading = None  # (what was told of the case, steps that load it)
-        self._ready = None  # (what was told of it, its images)
+        self._loading = None  # (what the process reported of the case, steps that load it)
+        self._ready = None  # (what the process reported of it, its images)
 
     @property
     def key(self):
@@ -27,16 +27,16 @@ class NextCase:
         return self._ready[0]["case"] if self._ready is not None else None
 
     def ask(self, **values):
-        """Have a case read, unless one is being read or is there; the values say which."""
+        """Have a case read, unless one is being read or is ready; the values say which."""
         if self._asked is None and self._loading is None and self._ready is None:
             self._asked = self._put("open", gives_back=True, **values)
 
     def awaits(self, event):
-        """Whether an event about a case that was read is the answer to what was asked last."""
+        """Whether an event about a case is the answer to the last request."""
         return event["number"] == self._asked
 
     def answered(self, event):
-        """Take the answer to what was asked; where a case was read, begin to load it. Returns whether one was."""
+        """Take the answer to the request; if a case was read, begin to load it. Returns whether one was."""
         from SAMFineTuneLib.mrml.cohort_nodes import image_steps
 
         self._asked = None
@@ -64,20 +64,20 @@ class NextCase:
         return False
 
     def take(self):
-        """(what was told of the case that is ready, its images); then another one can be asked for."""
+        """(what the process reported of the ready case, its images); another case can be requested from then on."""
         ready, self._ready = self._ready, None
         return ready
 
     def drop(self):
-        """Forget what was asked for, is loaded or ready. Returns the keys of the cases to give back."""
+        """Forget the requested, loading or ready case. Returns the keys of the cases to give back."""
         dropped = [one[0]["case"] for one in (self._loading, self._ready) if one is not None]
         if self._loading is not None:
             self._loading[1].close()
-        self._asked = self._loading = self._ready = None  # what is being read is given back later
+        self._asked = self._loading = self._ready = None  # a case that is being read is given back later
         return dropped
 
 
 def forget_files(event):
-    """Delete the voxels of a case that was read and that nobody waits for any more."""
+    """Delete the voxels of a case that was read but is no longer wanted."""
     for path in filter(None, (event["voxels"], event["labels"])):
         Path(path).unlink(missing_ok=True)

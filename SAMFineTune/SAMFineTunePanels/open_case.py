@@ -1,16 +1,16 @@
-"""The case of a cohort that is in the views: its nodes, what the user does with it, and its doubtful places."""
+"""The case of a cohort that is shown in the views: its nodes, the user's work on it, and its doubtful places."""
 
 import time
 
 import qt
 import slicer
 
-IDLE = 60.0  # s without any sign of the user that do not count as work
-TWICE = 1.0  # s after which Accept is not pressed twice by mistake, or held, any more
+IDLE = 60.0  # s without any sign of the user after which time no longer counts as work
+TWICE = 1.0  # s within which Accept is ignored, as pressed by mistake
 
 
 class OpenCase:
-    """A case in the views; `labels` are the names of the cohort's by value, `reason` says why it comes now."""
+    """A case in the views; `labels` has the cohort's names by value, `reason` says why this case was chosen."""
 
     def __init__(self, key, volume_node, segmentation_node, labels, reason):
         self.key, self.labels, self.reason = key, labels, reason
@@ -24,7 +24,9 @@ class OpenCase:
         self._counted_at, self._accepts_after = self._signs_since, self._signs_since + TWICE
 
     def is_too_early(self):
-        """Whether Accept is pressed within a second of the last time, or of the case's coming: it was not looked at."""
+        """Whether Accept comes within a second of the last press or of the case's appearance, so nobody has looked at
+        it.
+        """
         now = time.monotonic()
         before, self._accepts_after = self._accepts_after, now + TWICE
         return now < before
@@ -41,7 +43,7 @@ class OpenCase:
 
     @property
     def is_there(self):
-        """Whether nobody deleted its nodes."""
+        """Whether all of its nodes still exist."""
         return None not in (self.volume_node.GetScene(), self.segmentation_node.GetScene())
 
     def look(self, session):
@@ -53,7 +55,7 @@ class OpenCase:
             self.content, self.changed_at = now, time.monotonic()
 
     def count(self, shown):
-        """Count the time since the last call as work, where the module is shown and the user does something."""
+        """Count the time since the last call as work if the module is shown and the user is active."""
         now = time.monotonic()
         since, self._counted_at = now - self._counted_at, now
         if not shown:
@@ -92,5 +94,5 @@ class OpenCase:
 
 
 def _offsets():
-    """Where the slice views are, which tells whether somebody scrolls."""
+    """The positions of the slice views, which change when the user scrolls."""
     return tuple(round(node.GetSliceOffset(), 2) for node in slicer.util.getNodesByClass("vtkMRMLSliceNode"))

@@ -71,7 +71,7 @@ class Installer:
         unpack = ["install", "--no-index", "--find-links", downloads, "--target", self._building(), *common]
         download = ["download", "--find-links", downloads, "-d", downloads, *_raw_progress(), *common]
         self._steps = [download, unpack]
-        if any(name.endswith(".whl") for name in os.listdir(downloads)):  # copied there by a user without a network?
+        if any(name.endswith(".whl") for name in os.listdir(downloads)):  # perhaps copied there by the user
             self._steps = [unpack, *self._steps]
         self._next()
 
@@ -145,7 +145,7 @@ class Installer:
             logging.log(logging.ERROR if left < 2 else logging.INFO, "SAMFineTune: pip failed\n%s", self._output)
         if failed and left < 2:
             self._end(self._reason())
-        elif failed or left == 1:  # files were missing: download; or they have arrived: unpack
+        elif failed or left == 1:  # first download the missing files, then unpack
             self._forget_process()
             self._next()
         else:
@@ -163,7 +163,7 @@ class Installer:
         errors = [line.strip() for line in self._output.splitlines() if line.startswith("ERROR")]
         why = errors[-1][len("ERROR:"):].strip() if errors else _("see Slicer's log")
         if "DO NOT MATCH THE HASHES" in self._output:
-            why = _("a file that arrived is not the one that belongs to this version of SAMFineTune")
+            why = _("a downloaded file is not the one that this version of SAMFineTune expects")
         return _(
             "{title}: the installation failed ({why}). Check the network or proxy and press Install again; without a "
             "network, first put the files (.whl) for Python {python} that {requirements} names into {folder}."

@@ -1,4 +1,4 @@
-"""The Python packages that the worker needs and Slicer lacks: which there are, where they lie, and which are missing.
+"""The Python packages that the worker needs and Slicer lacks: what they are, where they lie, and which are missing.
 
 Nothing is ever installed into Slicer's own Python, where it could replace a package that other extensions rely on.
 `package_installer` installs them into folders of their own.
@@ -39,7 +39,7 @@ class PackageSet:
         return importlib.util.find_spec(self.probe) is None
 
     def require_slicers(self):
-        """UserError when a package of Slicer is too old for these; it is never replaced."""
+        """Raise UserError when a package of Slicer is too old for these; it is never replaced."""
         from importlib.metadata import PackageNotFoundError, version
 
         from SAMFineTuneLib.errors import UserError
@@ -55,7 +55,7 @@ class PackageSet:
                         title=self.title, package=package, least=least, there=there if there != "0" else _("none")))
 
 
-# NumPy, SciPy, Pillow and pydicom are not among them, since Slicer has them.
+# NumPy, SciPy, Pillow and pydicom are not listed, because Slicer has them.
 ONNX_RUNTIME = PackageSet(
     "onnxruntime",
     _("ONNX Runtime, which runs the models"),
@@ -73,7 +73,7 @@ DICOM_SEG = PackageSet(
 )
 TRAINING = PackageSet(
     "training",
-    _("PEFT, which fine-tunes models, and what it stands on"),
+    _("PEFT, which fine-tunes models, and its dependencies"),
     os.path.join(_PINNED, "training.txt"),
     "peft",
     _("about 45 MB to download, 260 MB on the disk"),
@@ -93,8 +93,9 @@ def installed_folders():
 
 
 def environment():
-    """The environment of a process behind the panel: Slicer's without what its launcher has set, since its Python sets
-    that anew, and with the folders of these packages."""
+    """The environment of a process behind the panel: Slicer's, without the launcher's settings, which its Python sets
+    again, and with the folders of these packages.
+    """
     surroundings = dict(slicer.util.startupEnvironment())
     before = surroundings.get("PYTHONPATH")
     surroundings["PYTHONPATH"] = os.pathsep.join([*installed_folders(), *([before] if before else [])])
@@ -114,7 +115,7 @@ def remove_all():
     going = folder + ".removing"
     shutil.rmtree(going, ignore_errors=True)
     try:
-        os.replace(folder, going)  # at once: half a package would look like a complete one
+        os.replace(folder, going)  # at once, because half a package would look like a complete one
     except OSError as error:
         sentence = _("{folder} is in use ({why}); restart Slicer and remove it then.")
         raise UserError(sentence.format(folder=folder, why=error.strerror)) from error

@@ -1,4 +1,4 @@
-"""The whole panel: its tabs, and the life of what is behind them."""
+"""The whole panel: its tabs, and the start and end of what they use."""
 
 import sys
 import time
@@ -28,8 +28,8 @@ from .volume_controls import VolumeControls
 
 TABS = {"segment": _("Segment"), "automatic": _("Automatic"), "train": _("Train"), "cohort": _("Cohort"),
         "settings": _("Settings")}
-OFFER_EVERY = 0.2  # s between two looks for a volume
-NARROWEST = 320  # pixels that the panel can be made small to
+OFFER_EVERY = 0.2  # s between two checks for a volume
+NARROWEST = 320  # pixels: the smallest width of the panel
 
 
 class Panel(slicer.util.VTKObservationMixin):
@@ -108,7 +108,7 @@ class Panel(slicer.util.VTKObservationMixin):
             (slicer.vtkMRMLScene.StartImportEvent, self._scene_starts_importing),
             (slicer.vtkMRMLScene.EndImportEvent, self._scene_imported),
             (slicer.vtkMRMLScene.NodeAddedEvent, self._node_added),
-            # Before and after the selectors hear of it.
+            # Before and after the selectors are notified.
             (slicer.vtkMRMLScene.NodeAboutToBeRemovedEvent, self._node_goes),
             (slicer.vtkMRMLScene.NodeRemovedEvent, self._node_is_gone),
         ):
@@ -162,7 +162,7 @@ class Panel(slicer.util.VTKObservationMixin):
             self._volume_chosen(session.volume_node)
 
     def _volume_chosen(self, node):
-        """Activate the chosen tool, which works on every volume until the user puts it away."""
+        """Activate the chosen tool, which stays active on every volume until the user puts it away."""
         if self.shown:
             self.prompts.resume()
 
@@ -176,8 +176,8 @@ class Panel(slicer.util.VTKObservationMixin):
         self.starter = None
         if self.server.remote:
             return SessionClient(self.server.connection(self.server.used), segments_are_steps=False)
-        # The standard library starts the worker rather than QProcess: looking whether it lives and closing its pipe do
-        # not wait, and no signal can arrive after the panel is gone. The worker ends when its standard input closes: a
+        # The standard library starts the worker rather than QProcess: checking whether it lives and closing its pipe do
+        # not block, and no signal can arrive after the panel is gone. The worker ends when its standard input closes: a
         # crash of Slicer therefore leaves no worker behind, and neither does ending it, although a kill would only hit
         # the launcher that stands before Slicer's Python.
         self.starter = ChildProcess()
@@ -202,7 +202,7 @@ class Panel(slicer.util.VTKObservationMixin):
             self._begin()
 
     def _remove_packages(self):
-        """Delete the installed packages. The worker uses them: it ends before and starts again afterwards."""
+        """Delete the installed packages. The worker uses them, so it ends first and starts again afterwards."""
         if self.status.installer.running:
             self.host.warn(_("An installation is running; wait for it or cancel it."), "install")
             return
@@ -224,7 +224,7 @@ class Panel(slicer.util.VTKObservationMixin):
         self.input.declined = False
 
     def _scene_closed(self, caller, event):
-        if self.shown:  # enter() does not come again
+        if self.shown:  # Slicer does not call enter() again
             self.host.enter()
             self._begin()
 
@@ -260,6 +260,6 @@ class Panel(slicer.util.VTKObservationMixin):
         self._offer_after = time.monotonic() + OFFER_EVERY
         node = shown_volume()
         state = None if node is None else (node.GetID(), node.GetMTime(), node.GetImageData().GetMTime())
-        if state is not None and state != self._offered:  # one that was refused is not offered again as it is
+        if state is not None and state != self._offered:  # a refused one is not offered again until it changes
             self._offered = state
             self.input.choose_volume(node)

@@ -8,7 +8,7 @@ from slicer.i18n import tr as _
 from .qt_helpers import TextTable, enable, quiet
 from .shown_views import looked_at_slice_node
 
-LIST_EVERY = 0.1  # s between two looks at what there is to list
+LIST_EVERY = 0.1  # s between two checks of what to list
 _ROWS = (3, 6)  # prompts seen at once: at least, at most
 
 

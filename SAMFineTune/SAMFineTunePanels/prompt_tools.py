@@ -1,4 +1,4 @@
-"""The tools that place prompts in the slice views, and whether these answer in 3-D."""
+"""The tools that place prompts in the slice views, and the switch In 3-D."""
 
 import qt
 import slicer
@@ -9,7 +9,7 @@ from .rubber_band import RubberBand
 from .shortcuts import Shortcuts
 from .shown_views import drawing_views
 
-FIRST_TOOL = "positive"  # chosen when Slicer starts, so that the first click gives a mask
+FIRST_TOOL = "positive"  # chosen when Slicer starts, so that the first click makes a mask
 _NO_TOOL = _("Choose a tool to point at a structure.")
 _NO_VOLUME = _("Choose a volume first.")
 
@@ -35,7 +35,7 @@ class PromptTools:
         for number, button in enumerate(self.buttons.values()):
             ui.toolsPlace.layout().addWidget(button, number % 2, number // 2)
         self.wholeButton = self._button(_("In 3-D"), resource_path("Icons/InVolume.svg"), _(
-            "A click or box answers for the whole object: the slices follow by themselves, nearest first, and again "
+            "A click or box segments the whole object: the other slices follow by themselves, nearest first, and again "
             "after each correction. Cancel keeps what has come; undo takes a prompt back with its slices."
         ))  # fmt: skip
         ui.toolsPlace.layout().addWidget(self.wholeButton, 0, len(self.buttons) // 2, 2, 1)
@@ -97,7 +97,7 @@ class PromptTools:
 
     def resume(self):
         """Activate the chosen tool; called when there is a volume."""
-        if self.tool != self.chosen or self._clicks:  # Slicer's place mode ends with the volume before
+        if self.tool != self.chosen or self._clicks:  # Slicer's place mode ended with the former volume
             self._activate(self.chosen)
 
     @property
@@ -140,7 +140,7 @@ class PromptTools:
                 else:
                     self.choose(None)
         on = session is not None and session.volumetric
-        if self.wholeButton.checked != on:  # as the scene says; no `clicked` comes of it
+        if self.wholeButton.checked != on:  # as the scene says; this does not emit `clicked`
             self.wholeButton.setChecked(on)
         self._show_hint()
 

@@ -1,4 +1,4 @@
-"""What every part of the panel needs of Qt, and the user's own settings in Slicer."""
+"""Qt helpers for every part of the panel, and the user's own settings in Slicer."""
 
 import logging
 
@@ -17,7 +17,7 @@ class Connections:
             self.add(*connection)
 
     def add(self, sender, signal, handler):
-        """Connect, and log an error when there is no such signal: PythonQt only prints and goes on."""
+        """Connect, and log an error when the signal does not exist: PythonQt only prints and goes on."""
         if sender.connect(signal, handler) is False:
             logging.error("SAMFineTune: %s has no signal %s", sender, signal)
             return
@@ -50,10 +50,11 @@ class TextTable:
     """A QTableWidget of texts: as high as its rows within limits, every cell with its text as tooltip."""
 
     def __init__(self, widget, stretched, least=None, most=None):
-        """Args: stretched: columns that share the width which the others do not need; least, most: rows shown, None
-        where the layout gives the table its height."""
+        """Args: stretched: columns that share the remaining width; least, most: rows shown, None where the layout sets
+        the table's height.
+        """
         self.widget, self._limits = widget, (least, most)
-        self._items = {}  # by (row, column): some bindings drop items that nobody in Python holds
+        self._items = {}  # by (row, column): some bindings drop items without a reference in Python
         widget.verticalHeader().setDefaultSectionSize(_row_height(widget))
         header = widget.horizontalHeader()
         for column in range(widget.columnCount):
@@ -62,7 +63,7 @@ class TextTable:
         self.fit()
 
     def fill(self, rows):
-        """Show these rows of texts instead of what is there, without telling anyone that items change."""
+        """Show these rows of texts instead of the former ones, without signals about changed items."""
         with quiet(self.widget):
             self._items = {}
             self.widget.setRowCount(len(rows))
@@ -78,7 +79,7 @@ class TextTable:
             return self._set(row, texts)
 
     def fit(self, rows=None):
-        """Take the height of the rows there are, or of as many as are to come."""
+        """Take the height of the present rows, or of as many as will come."""
         if None not in self._limits:
             fit_height(self.widget, self.widget.rowCount if rows is None else rows, *self._limits)
 
@@ -111,19 +112,19 @@ def load_dialog(resource_path, name, title):
 
 
 def enable(*widgets):
-    """Enable or disable: (widget, whether it can be used) each."""
+    """Enable or disable widgets: (widget, whether it can be used) each."""
     for widget, usable in widgets:
         widget.setEnabled(bool(usable))
 
 
 def set_text(label, text):
-    """Only when it changes: every assignment would lay the panel out again."""
+    """Set a text only when it differs, because every assignment lays out the panel again."""
     if label.text != text:
         label.text = text
 
 
 def set_elided(label, text, lines=1):
-    """Show a text in so many lines, whatever its length; all of it is the tooltip."""
+    """Show a text in so many lines, whatever its length; the tooltip has the whole text."""
     room = max(60, label.width) * (lines - 0.15 * (lines - 1))  # lines break between words
     set_text(label, label.fontMetrics().elidedText(text, qt.Qt.ElideRight, int(room)))
     if label.toolTip != text:
@@ -136,7 +137,7 @@ def keep_lines(label, lines):
 
 
 def fill_menu(selector, entries, chosen=None):
-    """Give a QComboBox its entries, (what it means, what is shown) each; the first is chosen unless told otherwise."""
+    """Give a QComboBox its entries, (value, text) each; the first is chosen by default."""
     with quiet(selector):
         selector.clear()
         for row, (meaning, text) in enumerate(entries):
@@ -146,12 +147,12 @@ def fill_menu(selector, entries, chosen=None):
 
 
 def chosen_in(selector):
-    """What the chosen entry of a menu means."""
+    """The value of the chosen entry of a menu."""
     return selector.itemData(selector.currentIndex)
 
 
 def choose_in(selector, meaning):
-    """Choose the entry that means this; the first when there is none."""
+    """Choose the entry with this value; the first when there is none."""
     selector.setCurrentIndex(0 if meaning is None else max(0, selector.findData(meaning)))
 
 
@@ -173,7 +174,7 @@ def _row_height(view):
 
 
 def succeeded(host, action, *arguments):
-    """Have the host call an action that returns nothing; returns whether it was not refused."""
+    """Have the host call an action that returns nothing; returns whether it succeeded."""
 
     def act():
         action(*arguments)

@@ -23,7 +23,7 @@ def register():
         SampleDataLogic.registerCustomSampleDataSource(
             category=CATEGORY,
             sampleName=PHANTOM,
-            uris="generated:phantom",  # a name only: the downloader below makes it
+            uris="generated:phantom",  # a name only; the downloader below makes the volume
             fileNames="samfinetune-phantom.nrrd",
             nodeNames=PHANTOM,
             customDownloader=make_phantom,
@@ -42,7 +42,7 @@ def register():
 
 
 def make_phantom(source=None, shape=(40, 256, 256), spacing=(1.4, 1.4, 3.0)):
-    """A volume node of the body phantom, made here and now and shown in the views; returned in a list.
+    """Make a volume node of the body phantom and show it in the views; returned in a list.
 
     `source` is what Slicer calls a downloader with.
     """

@@ -19,11 +19,11 @@ class SegmentList:
     def __init__(self, host, ui):
         self.host, self.ui = host, ui
         self._node = None
-        self._doubtful = {}  # IoU to expect by segment and plane, where it is low
+        self._doubtful = {}  # low predicted IoU by segment and plane
         self._agreed = None  # the segment that list and session had selected when last compared
         fill_menu(ui.othersSelector, OTHERS)
         ui.segmentsTable.setSelectionMode(1)  # QAbstractItemView.SingleSelection
-        self._count = 0  # segments that the list has its height of
+        self._count = 0  # number of segments for which the list has its height
         fit_height(ui.segmentsTable, 0, *_ROWS)
         host.connect(
             (ui.segmentsTable, "selectionChanged(QItemSelection,QItemSelection)", self._selected),
@@ -88,8 +88,9 @@ class SegmentList:
             self.ui.show3DButton.setSegmentationNode(node)
 
     def _agree(self, session):
-        """Follow whichever changed last, compared every turn: some versions of Slicer send no signal. When both
-        changed, follow the session: the list selects a neighbour by itself when a segment is removed."""
+        """Follow whichever selection changed last, comparing at every turn, because some versions of Slicer send no
+        signal. When both changed, follow the session: the list selects a neighbour by itself when a segment is removed.
+        """
         selected = (list(self.ui.segmentsTable.selectedSegmentIDs()) or [None])[0]
         current = session.current_segment_id
         if selected is not None and selected != self._agreed and current == self._agreed:

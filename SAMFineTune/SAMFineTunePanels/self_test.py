@@ -21,7 +21,7 @@ VIEWS = ("Red", "Green", "Yellow")
 
 
 def run(test):
-    """Run all steps in order; `test` is a unittest.TestCase. What fails is told with the step in which it did."""
+    """Run all steps in order; `test` is a unittest.TestCase. A failure names the step in which it happened."""
     if slicer.app.layoutManager() is None:
         test.delayDisplay("There are no slice views without Slicer's main window: nothing was tested")
         return
@@ -154,7 +154,7 @@ class SelfTest(SimulatedUser):
         node.UpdateMatrices()
 
     def three_dimensions(self):
-        self.say("In 3-D a box on one slice answers for the whole organ, and undo takes all of it back")
+        self.say("In 3-D a box on one slice segments the whole organ, and undo takes all of it back")
         button = self.panel.prompts.wholeButton
         self.panel.segments.add()
         self.go_to("Red", self.middle_of(KIDNEY))

@@ -1,4 +1,4 @@
-"""The cohorts of the server that answers prompts, where one is used: chosen and opened in a row of the Cohort tab."""
+"""The cohorts of the server in use, if any: chosen and opened in a row of the Cohort tab."""
 
 import sys
 
@@ -11,12 +11,12 @@ _TOPIC = "cohort"
 
 
 class ServedCohorts:
-    """Asks the server which cohorts it has when the tab is shown; `opened(folder)` gets what mirrors a chosen one."""
+    """Asks the server for its cohorts when the tab is shown; `opened(folder)` gets the mirror of a chosen one."""
 
     def __init__(self, host, ui, server, opened):
         self.host, self.ui, self.server = host, ui, server
         self._opened = opened
-        self._asked = None  # the server that was asked since the tab is shown
+        self._asked = None  # the server that was asked since the tab was shown
         self._work = None  # (queue, number, what) while the server is asked
         self._show(())
 
@@ -41,7 +41,7 @@ class ServedCohorts:
         self.host.act(self._put, "follow", chosen_in(self.ui.servedSelector))
 
     def refresh(self, shown):
-        """Every turn in which no cohort is open; `shown`: whether the tab is."""
+        """At every turn without an open cohort; `shown`: whether the tab is."""
         used = self.server.used if shown else None
         if used != self._asked:
             self._asked = used
@@ -57,7 +57,7 @@ class ServedCohorts:
                 continue
             self.close()
             if event["event"] == "ended":
-                self.host.warn(_("The server could not be asked ({why}); try again.").format(**event), _TOPIC)
+                self.host.warn(_("The server could not be reached ({why}); try again.").format(**event), _TOPIC)
             elif event["event"] == "failed":
                 self.host.warn(event["text"], _TOPIC)
             elif what == "list":
@@ -86,7 +86,7 @@ class ServedCohorts:
 
 
 class ServedBackground:
-    """What the server does in the background for a cohort, in place of `CohortWork`; all who have it open see it."""
+    """The server's background work for a cohort, in place of `CohortWork`; everyone who has the cohort open sees it."""
 
     def __init__(self, work):
         self._work = work  # the window's queue, through which the server is asked
@@ -94,7 +94,7 @@ class ServedBackground:
         self.problem = ""  # why the server does not answer, as a sentence
 
     def hear(self, event):
-        """Take what the window's process tells of the server."""
+        """Take what the window's process reports of the server."""
         self._busy, self.problem = event["busy"], event["problem"]
         self._events += event["events"]
 
@@ -122,4 +122,4 @@ class ServedBackground:
     kill = stop
 
     def drop(self):
-        """What others have asked for stays."""
+        """Work that others have started stays."""

@@ -23,7 +23,7 @@ class ServerSettings:
         remote = read_flag("UseServer") and bool(ui.addressEdit.text)
         problem = self._problem() if remote else ""
         if problem:  # the settings were edited by hand, or by an earlier version
-            host.warn(_("{problem} Models run on this computer meanwhile.").format(problem=problem))
+            host.warn(_("{problem} Models run on this computer for now.").format(problem=problem))
             remote = False
         ui.remoteButton.checked = remote
         ui.localButton.checked = not remote
@@ -71,7 +71,7 @@ class ServerSettings:
         return ""
 
     def apply(self):
-        """Use what is entered from now on."""
+        """Use the entered settings from now on."""
         remote = self.ui.remoteButton.checked
         problem = self._problem() if remote else ""
         if problem:
@@ -104,8 +104,8 @@ class ServerSettings:
 
     def remove_packages(self):
         folder = packages.packages_folder()
-        question = _("What this module has installed will be deleted: {folder}. Models then run on this computer only "
-                     "after it was installed again.")
+        question = _("The packages of this module will be deleted: {folder}. Models then run on this computer only "
+                     "after you install them again.")
         if confirmed(question.format(folder=folder), _("Remove")):
             self.host.act(self._remove_packages)
         self.show_packages()
@@ -113,7 +113,7 @@ class ServerSettings:
     # ---- test
 
     def test(self):
-        """Shake hands with the server that is entered; nothing of the scene is sent."""
+        """Test the connection to the entered server; nothing of the scene is sent."""
         from SAMFineTuneLib.errors import UserError
         from SAMFineTuneLib.service.client import SessionClient
 

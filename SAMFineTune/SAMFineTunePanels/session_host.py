@@ -14,10 +14,10 @@ from slicer.i18n import tr as _
 from .qt_helpers import Connections
 from .status_strip import Message
 
-SOON = 1  # ms until the turn after something happened, and while the user waits for an answer: a turn waits for it, too
+SOON = 1  # ms until the turn after something happened, or while the user waits: a turn then waits for the answer
 WORKING = 15  # ms between two turns while a job runs
 RESTING = 100  # ms while nothing is
-AWAY = 400  # ms while nothing is and the module is not shown
+AWAY = 400  # ms while nothing runs and the module is not shown
 ANSWERED_WITHIN = 0.1  # s that an answer may take before the panel is brought up to date meanwhile
 BUDGET = 0.02  # s that the session may work in a turn
 END_WORKER_AFTER = 300.0  # s without work after the module was left; it starts again when needed
@@ -117,8 +117,9 @@ class Host:
                 self._guarded(handler, event)
 
     def ask(self, request, answered, failed=None):
-        """Have `answered(value)` called when the answer to a request number comes. When none can come the user is told
-        why, unless `failed(event)` deals with it."""
+        """Have `answered(value)` called when the answer to a request number comes. If the request fails,
+        `failed(event)` is called; without it, the user sees why.
+        """
         self._answers[request] = answered, failed
         self.wake()
 
@@ -128,15 +129,15 @@ class Host:
             self._set_interval(SOON)
 
     def _scene_changed(self):
-        if self._left_at is None:  # while the module is not shown, nobody waits for an answer
+        if self._left_at is None:  # while the module is not shown, the user does not wait for an answer
             self.wake()
 
     def go_on(self):
-        """Take the next turn soon; called by whatever works in steps and has not finished."""
+        """Take the next turn soon; called by work in steps that has not finished."""
         self._unfinished = True
 
     def act(self, action, *arguments, **options):
-        """Call the session. What it refuses becomes a message, and None is returned."""
+        """Call the session. If it refuses, the user gets a message, and None is returned."""
         self.wake()
         try:
             return action(*arguments, **options)
@@ -157,7 +158,7 @@ class Host:
             task.close()
 
     def finish_reading(self):
-        """Have the task read at once what it needs of the scene, whose nodes are about to go."""
+        """Have the task read at once what it needs of the scene, whose nodes are about to be removed."""
         task = self.task
         while task is not None and task is self.task and task.needs_scene:
             self._guarded(self._step, task)
@@ -178,7 +179,7 @@ class Host:
             return str(sentence)
         logging.error("SAMFineTune: %s failed", what, exc_info=error)
         why = str(error) or type(error).__name__
-        return _("This did not work ({why}); more is in Slicer's log.").format(why=why)
+        return _("This failed ({why}); Slicer's log has the details.").format(why=why)
 
     def warn(self, text, topic=""):
         """Show a sentence that stays until a later one on the same topic replaces it."""
@@ -268,7 +269,7 @@ class Host:
             return self.session.pump(BUDGET)
         except Exception:
             logging.exception("SAMFineTune: the session failed")
-            self.warn(_("Something went wrong inside SAMFineTune; more is in Slicer's log."))
+            self.warn(_("Something went wrong inside SAMFineTune; Slicer's log has the details."))
             return []
 
     def _pace(self):

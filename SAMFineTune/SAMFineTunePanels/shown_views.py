@@ -6,7 +6,7 @@ from .rubber_band import DrawingView
 
 
 def shown_volume():
-    """The volume in the background of a slice view; without any there, the first one of the scene; None without."""
+    """The volume in the background of a slice view, else the first one of the scene, else None."""
     composites = slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode")
     shown = [slicer.mrmlScene.GetNodeByID(one.GetBackgroundVolumeID() or "") for one in composites]
     candidates = [node for node in shown if node is not None]
@@ -23,7 +23,7 @@ def show_volume(node):
 def shown_slice_nodes():
     """Slice nodes of the present layout; nodes of other layouts stay in the scene.
 
-    All of them when none says so: closing the scene makes some versions of Slicer forget it.
+    All of them when none is marked as shown: some versions of Slicer forget that when the scene closes.
     """
     nodes = slicer.util.getNodesByClass("vtkMRMLSliceNode")
     return [node for node in nodes if node.IsMappedInLayout()] or nodes

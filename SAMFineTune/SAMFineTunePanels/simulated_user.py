@@ -1,4 +1,4 @@
-"""What the self test sees and does in Slicer's window: clicks and boxes in slice views, and the voxels that follow."""
+"""A simulated user for the self test: clicks and boxes in Slicer's slice views, and the voxels that follow."""
 
 import time
 
@@ -9,7 +9,9 @@ PATIENCE = 120.0  # s for anything that the worker does
 
 
 class SimulatedUser:
-    """Works on `volume` with the module, and fails `test`, a unittest.TestCase, where something does not come."""
+    """Works on `volume` with the module, and fails `test`, a unittest.TestCase, when something expected does not
+    happen.
+    """
 
     def __init__(self, test):
         self.test = test
@@ -120,7 +122,7 @@ class SimulatedUser:
         interactor.InvokeEvent(event)
 
     def click(self, name, ras, tool="positive"):
-        """A click where a RAS point is seen, in Slicer's own place mode."""
+        """Click at a RAS point in a view, in Slicer's own place mode."""
         self.go_to(name, ras)
         if self.panel.prompts.tool != tool:
             self.panel.prompts.choose(tool)
@@ -153,7 +155,7 @@ class SimulatedUser:
             time.sleep(0.001)
 
     def wait(self, condition, what):
-        """Let Slicer run until it holds."""
+        """Let Slicer run until a condition holds."""
         end = time.monotonic() + PATIENCE
         while not condition():
             slicer.app.processEvents()

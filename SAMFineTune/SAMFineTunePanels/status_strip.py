@@ -1,4 +1,4 @@
-"""The strip under the tabs: what runs, how the worker is, messages, and the button that installs its runtime.
+"""The strip under the tabs: progress, the worker's state, messages, and the button that installs its runtime.
 
 It always has the same height and place, so that nothing moves under the mouse and progress is seen from every tab.
 """
@@ -18,7 +18,7 @@ from .package_installer import Installer
 from .qt_helpers import confirmed, load_ui, set_elided
 
 MOST_MESSAGES = 3
-MESSAGE_LINES = 3  # that are seen; more can be scrolled to
+MESSAGE_LINES = 3  # visible messages; more can be scrolled to
 NOTICE_SECONDS = 20.0
 _ROOM = 14  # pixels that a button is higher than its text
 _TO_COME = object()  # the prompts that a message is about, before they are known
@@ -31,7 +31,7 @@ class Message:
 
     text: str
     warning: bool
-    topic: str = ""  # what it is about: a later one on the same topic replaces it
+    topic: str = ""  # its topic: a later message on the same topic replaces it
     folder: str = ""  # that a link opens
     about: object = None  # the prompts it is about, when it is about prompts; it goes when they change
     since: float = field(default_factory=time.monotonic)
@@ -111,11 +111,11 @@ class StatusStrip:
         self._show_messages()
 
     def _refused(self, text):
-        """Add a message about something refused; it goes when the prompts change."""
+        """Add a message about a refused action; it disappears when the prompts change."""
         self._told(text, True)
 
     def _told(self, text, warning):
-        """Add a message about the prompts as they are when the session has come to rest."""
+        """Add a message about the prompts of the session once it has settled."""
         session = self.host.session
         known = session is not None and session.state is not None and session.at_rest
         self._add(Message(text, warning, about=self._prompts if known else _TO_COME))
@@ -208,7 +208,7 @@ class StatusStrip:
             bar.value = int(1000 * min(max(fraction, 0.0), 1.0))
 
     def _running(self):
-        """(text, fraction or None, whether it can be cancelled) of what is going on, most urgent first."""
+        """(text, fraction or None, whether it can be cancelled) of the running work, most urgent first."""
         if self.installer.running:
             return self._install_text, self._install_fraction, True
         task, jobs = self.host.task, self.host.jobs

@@ -1,4 +1,4 @@
-"""What a training learns from: segmentations of the scene or a folder, and the labels in them that are learned."""
+"""The cases and labels of a training: segmentations of the scene or a folder, and which of their labels are learned."""
 
 import os
 import re
@@ -137,7 +137,7 @@ class TrainCases:
             self._set_labels([])
 
     def store(self, parameters):
-        """Keep in the scene which cases are left out; returns everything else that is to be kept."""
+        """Keep in the scene which cases are left out; returns everything else to be kept."""
         parameters.node.RemoveNodeReferenceIDs(_LEFT_OUT)
         for node_id in sorted(self._left_out):
             if slicer.mrmlScene.GetNodeByID(node_id) is not None:
@@ -159,7 +159,7 @@ class TrainCases:
         self.ui.folderEdit.setVisible(not self.from_scene)
         self._seen = None
         self._set_labels([])
-        set_text(self.ui.checkLabel, "" if self.from_scene else _("Check cases lists the labels that there are."))
+        set_text(self.ui.checkLabel, "" if self.from_scene else _("Check cases lists the labels in the folder."))
 
     def _folder_chosen(self, path):
         write_setting("TrainFolder", path)

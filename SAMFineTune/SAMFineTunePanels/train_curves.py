@@ -28,7 +28,7 @@ class Curves:
 
     def take(self, event):
         """Keep an event of a training, and draw it when the curves are shown."""
-        if event.get("event") == "start":  # resumed: steps since the last checkpoint come again
+        if event.get("event") == "start":  # resumed: steps since the last checkpoint are repeated
             return
         if event.get("stage") != "training":
             return
@@ -44,7 +44,7 @@ class Curves:
 
     @property
     def drawable(self):
-        """Whether there is a line to draw: a plot without one is black."""
+        """Whether there is a line to draw, because an empty plot is black."""
         return any(len(points) > 1 for points in self._points.values())
 
     @property

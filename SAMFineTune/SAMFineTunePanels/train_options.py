@@ -1,4 +1,4 @@
-"""Settings of a training: the preset, and what is under Advanced."""
+"""Settings of a training: the preset, and those under Advanced."""
 
 from slicer.i18n import tr as _
 

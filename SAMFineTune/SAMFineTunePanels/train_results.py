@@ -1,4 +1,4 @@
-"""What a training gained, in figures and pictures."""
+"""The gain of a training, in figures and pictures."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""The trainings on this computer: how far the chosen one is, stopping and resuming it."""
+"""The trainings on this computer: progress of the chosen one, stopping and resuming it."""
 
 import sys
 import time
@@ -11,14 +11,14 @@ from .status_strip import time_left
 from .train_curves import Curves
 from .train_results import TrainResults
 
-LOOK_EVERY = 0.25  # s between two looks at a training
+LOOK_EVERY = 0.25  # s between two checks at a training
 BUDGET = 0.01  # s of a turn in which events are read
 _STAGES = {"cases": _("Reading the cases"), "before": _("Testing the base model"), "testing": _("Testing the adapter"),
            "report": _("Writing the report"), "export": _("Making the adapter ready for use")}  # fmt: skip
 
 
 class TrainRuns:
-    """Follows one training through its folder; calls `finished(run)` when one ends that ran while the panel looked."""
+    """Follows one training through its folder; calls `finished(run)` when one ends that the panel has seen running."""
 
     def __init__(self, host, ui, finished):
         self.host, self.ui = host, ui
@@ -26,7 +26,7 @@ class TrainRuns:
         self._runs = []
         self._look_after = 0.0
         self._asked_to_stop = False
-        self._watched = False  # whether it ran while this panel looked
+        self._watched = False  # whether this panel has seen it running
         self._progress = {}
         self.run = None
         self.curves = Curves()
@@ -133,7 +133,7 @@ class TrainRuns:
     def _failure(self):
         """A sentence about what went wrong, and whether the training can be resumed."""
         text = self.run.last.get("text", "")
-        return text + _(" Resume goes on from its last checkpoint.") if self.run.can_resume else text
+        return text + _(" Resume continues from its last checkpoint.") if self.run.can_resume else text
 
     def _interrupted(self):
         run = self.run
@@ -167,7 +167,7 @@ class TrainRuns:
             return _("The adapter {adapter} is ready; it segments {labels}.").format(
                 adapter=run.last.get("adapter"), labels=labels)
         if run.state == "stopped":
-            return _("Stopped. Resume goes on from there.") if run.can_resume else _("Stopped before it had begun.")
+            return _("Stopped. Resume continues from there.") if run.can_resume else _("Stopped before it had begun.")
         if run.state == "failed":
             return self._failure()
         return self._interrupted() if run.state == "interrupted" else _("Not begun.")

@@ -24,13 +24,14 @@ from .train_cases import TrainCases
 from .train_options import fill_menus, settings_of, show_values, values_of
 from .train_run import TrainRuns
 
-LOOK_EVERY = 1.0  # s between two looks at the scene's segmentations
+LOOK_EVERY = 1.0  # s between two checks at the scene's segmentations
 WRITE_FOR = 0.01  # s of a turn in which cases are written
 _PARAMETER = "Train"
 
 
 class TrainTab:
-    """Starts trainings: `TrainCases` chooses the cases, `train_options` the settings, `TrainRuns` follows what runs."""
+    """Starts trainings: `TrainCases` chooses the cases, `train_options` the settings, `TrainRuns` follows running ones.
+    """
 
     def __init__(self, host, resource_path, install, use_adapter):
         self.host = host
@@ -38,9 +39,9 @@ class TrainTab:
         self._use_adapter = use_adapter
         self.widget, self.ui = load_ui(resource_path, "TrainTab")
         self._look_after = 0.0
-        self._writing = None  # (the run, steps that write its cases, whether they are only to be checked)
-        self._check = None  # the run that looks at cases
-        self._looked = False  # whether earlier trainings were looked for
+        self._writing = None  # (the run, steps that write its cases, whether it only checks them)
+        self._check = None  # the run that checks cases
+        self._looked = False  # whether earlier trainings were looked up
         ui = self.ui
         self.cases = TrainCases(ui)
         self.runs = TrainRuns(host, ui, self._training_ended)
@@ -158,7 +159,7 @@ class TrainTab:
                 self.cases.show_stored(parameters, values)
                 choose_in(self.ui.baseSelector, values.get("base"))
         except (ValueError, TypeError, AttributeError, OverflowError):
-            pass  # written by something else
+            pass  # not written by this panel
 
     def _outlives_chosen(self, wanted):
         write_setting("TrainOutlives", bool(wanted))
@@ -254,7 +255,7 @@ class TrainTab:
         if run.state == "failed":
             return self.cases.with_titles(found.get("text", ""))
         if run.state != "checked":
-            return _("The check ended before it was done; check again.")
+            return _("The check ended early; check again.")
         count, patients = found["cases"], found["patients"]
         text = _("{cases} of {patients}: {slices} labelled slices of {labels}.").format(
             cases=_("1 case") if count == 1 else _("{count} cases").format(count=count),
@@ -264,7 +265,7 @@ class TrainTab:
         if "trainings" in found:
             text += " " + self._effort(found["trainings"], found["steps"], found["seconds"])
         if patients == 1:
-            text += _(" With one patient nothing can be tested: what the adapter gains will not be known.")
+            text += _(" With one patient the adapter cannot be tested: its gain will not be known.")
         return " ".join([text, *map(self.cases.with_titles, found["notes"])])
 
     @staticmethod

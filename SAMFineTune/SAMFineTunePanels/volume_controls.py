@@ -7,7 +7,7 @@ import slicer
 from .qt_helpers import enable, quiet, succeeded
 from .shown_views import show_volume, shown_slice_nodes, views_are_oblique
 
-LOOK_EVERY = 0.3  # s between two looks at the views
+LOOK_EVERY = 0.3  # s between two checks of the views
 # With Qt 6 a selector emits the first one only when the name of the node differs, too.
 _CHOSEN = ("currentNodeChanged(vtkMRMLNode*)", "nodeActivated(vtkMRMLNode*)")
 
@@ -20,7 +20,7 @@ class VolumeControls:
         self._contrast = contrast
         self.declined = False  # whether the user has chosen to have no volume
         self._look_after = 0.0
-        self.removing = 0  # nodes that the scene removes just now, one because of another
+        self.removing = 0  # nodes that the scene is removing at the moment, one because of another
         for selector, choose in (
             (ui.volumeSelector, self.choose_volume), (ui.segmentationSelector, self._segmentation_chosen)
         ):  # fmt: skip
@@ -30,7 +30,9 @@ class VolumeControls:
         host.listen("SessionStarted", lambda session: self.show_session())
 
     def _unless_removing(self, choose):
-        """A handler of the selectors: they go to a neighbour of a node that is removed, which nobody has chosen."""
+        """Wrap a handler of the selectors: when a node is removed they move to a neighbour, which the user has not
+        chosen.
+        """
         return lambda node: None if self.removing else choose(node)
 
     @property
@@ -42,7 +44,7 @@ class VolumeControls:
         return self.ui.segmentationSelector.currentNode()
 
     def show_session(self):
-        """Select what the session works on, without choosing anything anew."""
+        """Select what the session works on, without choosing it again."""
         session = self.host.session
         if session is not None:
             self._follow(session)
@@ -54,17 +56,17 @@ class VolumeControls:
             pass
 
     def choosing_steps(self, node, window=None):
-        """Steps to another volume: with its own segmentation, seen in its own contrast, `window` where it is known."""
+        """Steps to another volume: with its own segmentation and its own contrast, `window` where that is known."""
         from SAMFineTuneLib.mrml.volume_nodes import volume_from_node
 
         session = self.host.start()
         if node is session.volume_node:
             return
         if node is not None and not succeeded(self.host, volume_from_node, node):
-            return  # the one before stays; one that is being loaded is offered again by the panel
+            return  # the former volume stays; the panel offers one that is still loading again
         self.declined = node is None
         self.host.tell("Dismiss", None)
-        self.host.tell("VolumeLeft", None)  # else placing prompts would begin anew at each step
+        self.host.tell("VolumeLeft", None)  # otherwise placing prompts would restart at each step
         yield
         self.host.act(session.set_segmentation_node, None)
         yield
@@ -98,7 +100,7 @@ class VolumeControls:
             enable((self.ui.alignButton, has_volume and views_are_oblique(session.volume)))
 
     def _follow(self, session):
-        """Nodes also come and go elsewhere: the first click makes a segmentation, another module deletes one."""
+        """Follow nodes that come and go elsewhere: the first click makes a segmentation, another module deletes one."""
         for selector, node in (
             (self.ui.volumeSelector, session.volume_node),
             (self.ui.segmentationSelector, session.segmentation_node),

@@ -69,12 +69,15 @@ def read_list(path: Path, unlabelled: bool = False) -> list[ListedCase]:
 
 
 def _with_patients(entries: Sequence[ListedCase]) -> list[ListedCase]:
-    """Entries whose patients are spelled as at first, since P1 and p1 are one; those without one say so."""
+    """Entries whose patients are spelled as on their first line, because P1 and p1 are one; those without one get a
+    note.
+    """
     spelled: dict[str, str] = {}
     return [
         entry._replace(patient=spelled.setdefault(entry.patient.casefold(), entry.patient))
         if entry.patient
-        else entry._replace(notes=(*entry.notes, "The list names no patient for it, so it counts as another one."))
+        else entry._replace(notes=(*entry.notes, "The list names no patient for it, so it counts as a patient of its "
+                                                 "own."))
         for entry in entries
     ]
 
@@ -104,10 +107,11 @@ def _entry(
 
 
 def _found(cell: str, folder: Path) -> Path | None:
-    """The file or folder that a cell names, None where there is none. Windows' separators are understood on every
-    system, and the number of a series may follow the name (`case1#2`)."""
+    """The file or folder that a cell names, None if it does not exist. Windows' separators are understood on every
+    system, and the number of a series may follow the name (`case1#2`).
+    """
     for text in (cell, cell.replace("\\", "/")):
-        with suppress(OSError, ValueError, RuntimeError):  # what is not a path
+        with suppress(OSError, ValueError, RuntimeError):  # not a path
             file = folder / Path(text).expanduser()
             if split_choice(file)[0].exists():
                 return file
@@ -156,7 +160,7 @@ def _rows(text: str, folder: Path) -> list[list[str]]:
 
 
 def _entries(rows: list[list[str]], folder: Path) -> tuple[int, int]:
-    """How many of the first rows name two files; where none does, how many cells the first row has."""
+    """How many of the first rows name two files; if none does, how many cells the first row has."""
     found = sum(sum(_is_file(cell, folder) for cell in row[:8]) >= 2 for row in rows[:50])
     return found, len(rows[0]) if rows and not found else 0
 
@@ -176,8 +180,9 @@ def _is_file(cell: str, folder: Path) -> bool:
 
 
 def _columns(row: Sequence[str], path: Path, needed: Sequence[str]) -> tuple[dict[str, int], tuple[str, ...]]:
-    """The columns by the names in the first line, and sentences for the user where that is a guess, or columns are not
-    used that divide the lines; nothing where the first line is already an entry."""
+    """The columns by the names in the first line, and sentences for the user if that is a guess, or columns that divide
+    the lines are not used; nothing if the first line is already an entry.
+    """
     words = [" ".join(cell.casefold().replace("_", " ").replace("-", " ").split()) for cell in row]
     found: dict[str, int] = {}
     for place, word in reversed(list(enumerate(words))):
@@ -200,4 +205,4 @@ def _columns(row: Sequence[str], path: Path, needed: Sequence[str]) -> tuple[dic
             f"The first line of “{path.name}” ({', '.join(row)}) has no column {lacking}; name the columns image, "
             "label and patient."
         )
-    return _IN_ORDER, (f"The first line of “{path.name}” ({', '.join(row)}) was taken for names of columns.",)
+    return _IN_ORDER, (f"The first line of “{path.name}” ({', '.join(row)}) was read as names of columns.",)

@@ -82,7 +82,7 @@ def is_isotropic(spacing: Sequence[float]) -> bool:
 
 
 def _not_flat(volume: Volume) -> tuple[str, ...]:
-    """The orientations whose slices are more than a line."""
+    """The orientations whose slices are more than a line wide."""
     sides = {name: [volume.shape[2 - axis] for axis in view_axes(volume, name)[:2]] for name in ORIENTATIONS}
     return tuple(name for name, (across, down) in sides.items() if min(across, down) > 1)
 
@@ -99,7 +99,7 @@ def objects_of(one: LabelledSlice, least: int = LEAST_PIXELS) -> list[Object]:
 
 def large_pieces(mask: np.ndarray, least: int = LEAST_PIXELS) -> list[np.ndarray]:
     """The connected pieces of a mask that have `least` pixels or more, largest first."""
-    from SAMFineTuneLib.inference.mask_shapes import pieces  # with SciPy, for which Slicer's window would have to wait
+    from SAMFineTuneLib.inference.mask_shapes import pieces  # with SciPy, whose import would block Slicer's window
 
     return [piece for piece in pieces(mask) if np.count_nonzero(piece) >= least]
 

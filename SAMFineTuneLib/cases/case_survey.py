@@ -1,4 +1,4 @@
-"""Check all cases before anything is learned from them: which labels there are, and what is wrong with them."""
+"""Checks all cases before anything is learned from them: their labels, and what is wrong with them."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ from SAMFineTuneLib.images.volume import Volume
 from SAMFineTuneLib.wording import counted, some_names, within_sentence
 
 _MOST_CLASSES = 254
-_MANY_VALUES = 16  # of labels, of which an image should have more
-_SHADES = 250  # from which on all values of an 8-bit picture are white
-_MANY_SHADES = 32  # values of pictures from which on they are hardly labels
+_MANY_VALUES = 16  # number of different labels, of which an image should have more values
+_SHADES = 250  # values of an 8-bit picture from here on are white
+_MANY_SHADES = 32  # number of values from which on pictures are unlikely to hold labels
 _FILE = re.compile(r"“[^”]*\.(?:nii|gz|nrrd|nhdr|mha|mhd|png|jpe?g|dcm|ima|dicom|csv|tsv|txt)”", re.IGNORECASE)
-_LIKE_EACH_OTHER = 5  # notes that differ only in numbers, of which so many are shown
+_LIKE_EACH_OTHER = 5  # shown notes that differ only in numbers
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What was found in all cases: `names` of the labels to learn, `choice` with every label named, sentences about all
-    cases and `told` about single ones; by case its digest, that of its chosen labels, its number of labelled slices."""
+    """The results of the check: `names` of the labels to learn, `choice` with every label named, sentences about all
+    cases and `told` about single ones; by case its digest, that of its chosen labels, its number of labelled slices.
+    """
 
     names: tuple[str, ...]
     choice: LabelChoice
@@ -116,7 +117,7 @@ def survey(
 
 
 def _require_not_swapped(case: Case, volume: Volume, values: int) -> None:
-    """UserError when the labels hold more different values than the image, as when the files are mixed up."""
+    """Raise UserError when the labels hold more different values than the image, as when the files are mixed up."""
     if values > _MANY_VALUES and (of_image := len(np.unique(volume.array))) < values:
         raise UserError(
             f"Case {case.id}: the image holds {of_image} different values, its labels {values}; check that image and "
@@ -130,8 +131,8 @@ def _about_overlap(case: Case, labelled: Labelled, value: int, numbers: Labels, 
     count = counted(int(np.count_nonzero(labelled.classes == value)), "voxel")
     if exclusive:
         raise UserError(
-            f"Case {case.id}: {both} overlap in {count}, and what finds labels without a prompt gives each "
-            "voxel one label: choose labels that do not overlap, or let the adapter answer prompts only "
+            f"Case {case.id}: {both} overlap in {count}, and the automatic head gives each voxel one label: choose "
+            "labels that do not overlap, or let the adapter answer prompts only "
             "(“samfinetune train --heads promptable”; in Slicer, Answers)."
         )
     return f"{both} overlap in {count}, counted for each."
@@ -190,8 +191,9 @@ def _settle(
 
 
 def _every_label(everything: Sequence[int], held: Mapping, known: Mapping) -> tuple[str, ...]:
-    """Each label by the name that it has in all cases, or else all by name where cases number them differently; by
-    number where names do not tell them apart."""
+    """Each label by the name that it has in all cases, or all by name if cases number them differently; by number if
+    names do not distinguish them.
+    """
     consistent = _consistent_names(known)
     if not consistent.keys() >= set(everything):
         names = [[known[case].get(label, "").casefold() for label in labels] for case, labels in held.items()]

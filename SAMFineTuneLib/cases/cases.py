@@ -59,7 +59,7 @@ class Case:
     label: Path
     patient: str = ""
     meaning: Meaning = field(default_factory=Meaning, hash=False)
-    """What label values mean, as far as a file beside them (`dataset.json`) tells."""
+    """What label values mean, as far as a file beside them (`dataset.json`) says."""
     match: str = ""
     """How labels find their voxels; one of `label_grid.MATCHES`."""
     notes: tuple[str, ...] = ()
@@ -100,13 +100,13 @@ def find_cases(
     Args:
         path: A folder, or a list such as a .csv file.
         match: How labels find their voxels, one of `label_grid.MATCHES`.
-        about_orphans: Told, in a sentence, of labels without an image, which are then left out.
+        about_orphans: Called with a sentence about labels without an image, which are then left out.
 
     Returns:
         The cases, sorted by name.
 
     Raises:
-        UserError: When there are none, when a name occurs twice, and when labels have no image and nobody is told.
+        UserError: When there are none, when a name occurs twice, and when labels have no image without `about_orphans`.
     """
     path = Path(path).expanduser()
     if match not in MATCHES:
@@ -238,7 +238,7 @@ def _with_patients(cases: Sequence[Case]) -> list[Case]:
 def patients_of_pictures(images: Mapping[str, Path]) -> dict[str, str]:
     """Patients of images by their names: slices of one patient are numbered, as in `RUNMC03_12` and `RUNMC03_16`.
 
-    Nothing is concluded where all slices would be of one patient.
+    Names are ignored if all slices would be of one patient.
     """
     pictures = [name for name, image in images.items() if image.suffix.lower() in PICTURES]
     begins = {name: re.sub(r"[_-][a-z]*\d+$", "", name, flags=re.IGNORECASE) for name in pictures}

@@ -1,7 +1,7 @@
 """Cases that a program exports for a training: unnamed images and label maps, and a list of them.
 
 The writer works in pieces, so that the program's window stays responsive. The reader, in the training's process, joins
-the label maps of a case on its image's grid and writes down beside them what their values mean.
+the label maps of a case on its image's grid and records what their values mean.
 """
 
 from __future__ import annotations
@@ -47,8 +47,9 @@ class ExportedCase:
 
 
 def write_cases(cases: Sequence[ExportedCase], folder: Path) -> Iterator[float]:
-    """Write cases into a folder piece by piece, and yield after each piece the part that is done, 0 to 1; UserError
-    when the disk is full."""
+    """Write cases into a folder piece by piece, and yield the fraction done after each piece; UserError when the disk
+    is full.
+    """
     total = sum(case.image.array.nbytes + sum(layer.array.nbytes for layer in case.layers) for case in cases) or 1
     written, listed = 0, []
     try:
@@ -75,14 +76,14 @@ def write_cases(cases: Sequence[ExportedCase], folder: Path) -> Iterator[float]:
 
 def read_cases(folder: Path) -> tuple[Case, ...]:
     """The cases in a folder, each with one label map; UserError when they are incomplete."""
-    # These load file readers, which a window that exports does not need.
+    # These load file readers, which an exporting window does not need.
     from SAMFineTuneLib.cases.cases import Case
     from SAMFineTuneLib.cases.label_map import Meaning
 
     try:
         listed = loaded((folder / LIST).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError("The cases of this training are no longer there; start it anew.") from error
+        raise UserError("The cases of this training no longer exist; start it again.") from error
     names = sorted({name for entry in listed for layer in entry["layers"] for name in layer["names"].values()})
     values = {name: value for value, name in enumerate(names, start=1)}
     cases = []
@@ -99,7 +100,8 @@ def read_cases(folder: Path) -> tuple[Case, ...]:
 
 
 def _join(entry: dict, folder: Path, joined: Path, told: Path, values: Mapping[str, int]) -> None:
-    """Join all layers in one label map on the image's grid, by position, since a scene knows where everything lies."""
+    """Join all layers in one label map on the image's grid, by position, because a scene knows where everything lies.
+    """
     from SAMFineTuneLib.cases.label_files import read_labels
     from SAMFineTuneLib.cases.label_grid import fit_labels
     from SAMFineTuneLib.cases.label_map import overlaid

@@ -24,11 +24,11 @@ _NO_LABELS = {
 }
 _BACKGROUND = ("125040", "DCM")
 _UNEVEN = 0.02  # of a spacing: how far distances between slices may differ from its multiples
-_THRESHOLD = 0.5  # of MaximumFractionalValue, from which on a voxel belongs to a segment
+_THRESHOLD = 0.5  # of of MaximumFractionalValue: a voxel with more belongs to a segment
 
 
 def find_dicom_seg(path: Path) -> Path | None:
-    """The path itself or the file in a folder that is a DICOM SEG; None where there is none.
+    """The path itself, or the file in a folder, that is a DICOM SEG; None without one.
 
     UserError for several, and for DICOM files that hold outlines or surfaces.
     """
@@ -65,7 +65,7 @@ def read_dicom_seg(path: Path) -> LabelMap:
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # on attributes that do not matter for labels
+            warnings.simplefilter("ignore")  # about attributes that do not matter for labels
             seg = Segmentation.from_dataset(_dataset(path), copy=False)
             if seg.is_tiled:
                 raise UserError(
@@ -96,7 +96,8 @@ def read_dicom_seg(path: Path) -> LabelMap:
 
 
 def _dataset(path: Path):
-    """The file, completed by what the reader needs and files may lack: number of frames and spacing of slices."""
+    """The file, with attributes added that the reader needs and files may lack: number of frames and spacing of slices.
+    """
     import pydicom
 
     dataset = pydicom.dcmread(path)
@@ -114,7 +115,8 @@ def _dataset(path: Path):
 
 
 def _spacing(groups: list, thickness: float) -> float:
-    """mm between slices, some of which may lack: the thickness, or the largest distance that divides all others."""
+    """mm between slices, some of which may be missing: the thickness, or the largest distance that divides all others.
+    """
     axes = next((group.PlaneOrientationSequence[0].ImageOrientationPatient for group in groups
                  if "PlaneOrientationSequence" in group), None)  # fmt: skip
     places = [group.PlanePositionSequence[0].ImagePositionPatient for group in groups

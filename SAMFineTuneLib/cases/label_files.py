@@ -46,7 +46,7 @@ def _read(path: Path) -> LabelMap:
         return _read_picture(path)
     if name.endswith((".nrrd", ".nhdr")) and (found := _read_slicer_segmentation(path)) is not None:
         return found
-    volume = read_volume(path, no_number=0)  # as background: programs mark it so where there is no label
+    volume = read_volume(path, no_number=0)  # as background: some programs mark unlabelled voxels so
     array, notes = _whole(volume.array, path)
     return LabelMap(array, volume.affine, notes=(*volume.warnings, *notes))
 
@@ -170,7 +170,7 @@ def _read_slicer_segmentation(path: Path) -> LabelMap | None:
     layers, notes = _whole(array if layered else array[..., None], path)
     segments = [_segment(fields, n, layers.shape[-1], path) for n in numbers] or _undescribed(layers)
     for n, (name, *place) in enumerate(segments):
-        if same := [other.name for other in segments[:n] if other[1:] == tuple(place)]:  # one has lost its own voxels
+        if same := [other.name for other in segments[:n] if other[1:] == tuple(place)]:  # one has lost its voxels
             raise UserError(
                 f"“{path.name}” gives the segments “{same[0]}” and “{name}” the same value in the same layer; save it "
                 "again in Slicer."

@@ -1,5 +1,6 @@
-"""Brings labels onto the grid of their image: exactly where both grids share their voxels, else by the nearest voxel.
-Labels are refused where it is unclear how the two belong together."""
+"""Brings labels onto the grid of their image: exactly if both grids share their voxels, else by the nearest voxel.
+Labels are refused if it is unclear how the two belong together.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ from SAMFineTuneLib.images.volume import Volume, grid_distance
 
 MATCHES = ("", "index", "position")
 """How labels find their voxels: "index" voxel by voxel, whatever positions the files give; "position" at the files'
-positions; "" where both agree, else UserError."""
+positions; "" if both agree, else UserError.
+"""
 _SAME_PLACE = 0.05  # voxels by which two grids may differ and still be one
 _NEAR = 1 - _SAME_PLACE  # voxels by which two grids of one size may differ without doubt about what is meant
 _LEAST_INSIDE = 0.5  # part of the labelled voxels that must lie in the image
@@ -63,8 +65,8 @@ def fit_labels(labels: LabelMap, volume: Volume, match: str = "") -> Fitted:
     if match == "index":
         if not same_size:
             raise UserError(
-                f"the labels are {_size(labels.array.shape)} voxels and the image {_size(volume.shape)}, so that "
-                "--match-labels index cannot be; leave it out."
+                f"the labels are {_size(labels.array.shape)} voxels and the image {_size(volume.shape)}, so "
+                "--match-labels index is impossible; leave it out."
             )
         return Fitted(labels.array, (
             f"The labels were taken voxel by voxel, although their file places them {apart:.1f} mm from the image.",
@@ -81,7 +83,7 @@ def fit_labels(labels: LabelMap, volume: Volume, match: str = "") -> Fitted:
 
 
 def _require_clear(labels: Volume, volume: Volume, apart: float, voxels: float) -> None:
-    """UserError where one of the files may have lost its geometry."""
+    """Raise UserError if one of the files may have lost its geometry."""
     if np.isfinite(apart) and voxels > _NEAR:
         lost = next((what for what, one in (("labels", labels), ("image", volume)) if _is_identity(one.affine)), "")
         why = f", and the file of the {lost} holds no geometry of its own" if lost else ""
@@ -124,7 +126,7 @@ def _moved(labels: Volume, volume: Volume, steps: np.ndarray | None) -> Fitted:
     elif labels.shape != volume.shape:  # a cut-out, or another image's
         notes.append(
             f"The labels have {_size(labels.shape)} voxels, the image {_size(volume.shape)}: check that they belong "
-            "together; where there are none, nothing is labelled."
+            "together; voxels without labels count as background."
         )
     if inside < total:
         notes.append(f"Left out, as outside the image: {total - inside} of {total} labelled voxels.")

@@ -1,4 +1,4 @@
-"""A case as it is learned from and measured on: its image, and the chosen labels numbered from 1."""
+"""A case for training and measuring: its image, and the chosen labels numbered from 1."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from SAMFineTuneLib.images.volume import Volume
 from SAMFineTuneLib.wording import some_names
 
 IGNORED = 255
-"""The class of voxels that were left undecided: they count for nothing."""
+"""The class of undecided voxels, which are ignored."""
 _ANY = ("any", "foreground")
 
 
@@ -48,8 +48,9 @@ class LabelChoice:
 
 
 class Classified:
-    """What has an array `classes` uint8 with 0 for background, n for the n-th of the chosen labels, and IGNORED for
-    undecided voxels. Where chosen labels overlap, `overlaps` maps a value to its classes."""
+    """Labels as an array `classes` uint8 with 0 for background, n for the n-th of the chosen labels, and IGNORED for
+    undecided voxels. Where chosen labels overlap, `overlaps` maps a value to its classes.
+    """
 
     classes: np.ndarray
     overlaps: Mapping[int, Labels]
@@ -62,7 +63,7 @@ class Classified:
 
     @property
     def ignored(self) -> np.ndarray:
-        """Where the annotator left open what there is, which does not count."""
+        """Voxels that the annotator left undecided, which do not count."""
         return self.classes == IGNORED
 
     def mask(self, number: int) -> np.ndarray:
@@ -84,7 +85,7 @@ class Labelled(Classified):
 
     @cached_property
     def classes_digest(self) -> str:
-        """Hex SHA-256 of names and classes. Unlike `digest` it changes with what label values are said to mean."""
+        """Hex SHA-256 of names and classes. Unlike `digest` it changes with the meaning of label values."""
         digest = hashlib.sha256(f"{self.names} {sorted(self.overlaps.items())}".encode())
         digest.update(np.ascontiguousarray(self.classes).data)
         return digest.hexdigest()
@@ -137,7 +138,7 @@ def label_of(wanted: str, there: Sequence[int], names: Mapping[int, str]) -> int
     Args:
         wanted: the name, in any case of letters, or the number as text. A name counts before a number.
         there: the labels that the case has.
-        names: what labels are called.
+        names: of the labels.
 
     Returns:
         The label, or None when the case lacks it.

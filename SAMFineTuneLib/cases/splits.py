@@ -10,7 +10,7 @@ import numpy as np
 from SAMFineTuneLib.cases.cases import Case
 from SAMFineTuneLib.errors import UserError
 
-_MANY_PATIENTS = 10  # from so many on, a tenth is set aside for validation
+_MANY_PATIENTS = 10  # with so many patients, a tenth is set aside for validation
 
 
 @dataclass(frozen=True)
@@ -52,15 +52,15 @@ def split(
 
     Args:
         cases: Cases to learn from, and to test on unless `test` is given.
-        shots: So many cases, of as many patients, teach; the cases of all other patients test.
+        shots: Number of cases, of as many patients, that teach; the cases of all other patients test.
         folds: Parts of a cross-validation, 0 for none; default: every patient is held out once, or a group of them
             where there are more than `fold_limit` patients.
-        seed: Of all that is drawn.
+        seed: Of all random choices.
         test: Cases that test; all others teach.
         fold_limit: Most folds by default.
 
     Raises:
-        UserError: For numbers that cannot be, and when a patient is among the training and the test cases.
+        UserError: For impossible numbers, and when a patient is among both the training and the test cases.
     """
     cases = tuple(cases)
     if shots is not None and folds:
@@ -84,7 +84,7 @@ def split(
 
 
 def require_separate(train: Sequence[Case], test: Sequence[Case]) -> None:
-    """UserError when a patient, or an image, is on both sides."""
+    """Raise UserError when a patient, or an image, is on both sides."""
     both = sorted({case.id for case in test if case.patient in {other.patient for other in train}})
     same = sorted({case.id for case in test if case.image.resolve() in {other.image.resolve() for other in train}})
     if both or same:
@@ -100,7 +100,7 @@ def set_aside(cases: Sequence[Case], count: int | None, seed: int) -> Fold:
 
     Args:
         cases: all of them; a patient's cases stay together.
-        count: how many patients; None is a tenth of ten patients or more, and nobody of fewer.
+        count: how many patients; None is a tenth of ten patients or more, and none of fewer.
         seed: the same seed chooses the same patients.
 
     Raises:

@@ -1,4 +1,4 @@
-"""`python -m SAMFineTuneLib.cli`, for where the script `samfinetune` is not on the path."""
+"""`python -m SAMFineTuneLib.cli`, for when the script `samfinetune` is not on the path."""
 
 import sys
 

@@ -114,7 +114,7 @@ def _import(store: AdapterStore, args: argparse.Namespace) -> None:
     print(f"Added {adapter.name} to {store.folder}; use it with --adapter {adapter.name}.")
     try:
         note = make_ready(adapter.path, _base(adapter))
-    except UserError as error:  # the base may come later
+    except UserError as error:  # the base may be added later
         note = str(error)
     if note:
         print(f"note: {note}", file=sys.stderr)
@@ -187,8 +187,9 @@ def _facts(adapter: AdapterFolder) -> list[tuple[str, str]]:
 
 
 def _gain(card: Card) -> tuple[str, str, str]:
-    """A kind of prompt, and the mean Dice over all labels before and after: of the first kind that the base answers,
-    too."""
+    """A kind of prompt, and the mean Dice over all labels before and after, for the first kind that the base answers
+    too.
+    """
     from SAMFineTuneLib.models.adapters.adapter_card import dice_text
 
     overall = {gain.prompt: gain for gain in card.gains}.values()  # the last of each kind: all labels together

@@ -1,4 +1,4 @@
-"""Options that several sub-commands share, and what they open."""
+"""Options that several sub-commands share, and functions that open what they name."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ ORIENTATIONS = ("axial", "coronal", "sagittal")
 class Parser(argparse.ArgumentParser):
     """A parser, and the class of all its sub-commands' parsers, that prints epilogs as they are written.
 
-    It takes `--window -160,240` as `--window=-160,240`: argparse takes a word that begins with a dash for an option
-    unless this pattern calls it a number, and its own pattern (before Python 3.14) knows single numbers only.
+    It reads `--window -160,240` as `--window=-160,240`: argparse takes a word that begins with a dash for an option
+    unless this pattern matches it, and its own pattern (before Python 3.14) matches single numbers only.
     """
 
     def __init__(self, *args, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs):
@@ -38,8 +38,8 @@ def add_command_with_actions(subparsers, name: str, text: str, epilog: str) -> C
 
     Args:
         subparsers: those of the program.
-        name: what is typed.
-        text: what it does, as the program's help says it.
+        name: the command's name.
+        text: what it does, for the program's help.
         epilog: examples, at the end of the command's help.
 
     Returns:
@@ -112,12 +112,12 @@ def add_server(
 
 def add_certificate(parser: argparse._ActionsContainer) -> None:
     """--tls-ca."""
-    parser.add_argument("--tls-ca", metavar="FILE", help="certificate (.pem) to trust, where this computer does not "
-                        "know the one that signed the server's")  # fmt: skip
+    parser.add_argument("--tls-ca", metavar="FILE", help="certificate (.pem) of the authority that signed the "
+                       "server's, if this computer does not know it")  # fmt: skip
 
 
 def add_engine(parser: argparse._ActionsContainer, default: str) -> None:
-    """--jobs, --engine and --scheduler; `default` are the processes at once without --jobs, in words."""
+    """--jobs, --engine and --scheduler; `default` describes the number of processes without --jobs."""
     parser.add_argument("--jobs", type=int, metavar="N", help=f"processes at once (default: {default})")
     parser.add_argument("--engine", choices=("local", "dask"), default="local", help="processes here (default), or a "
                         "Dask cluster, whose computers see the files at the same paths")  # fmt: skip
@@ -126,7 +126,9 @@ def add_engine(parser: argparse._ActionsContainer, default: str) -> None:
 
 
 def chosen_engine(args: argparse.Namespace) -> Engine:
-    """What spreads the work, by the options of `add_engine`; UserError for options that contradict each other."""
+    """The engine that spreads the work, from the options of `add_engine`; UserError for options that contradict each
+    other.
+    """
     from SAMFineTuneLib.evaluation import executors
 
     if args.engine == "dask":
@@ -141,13 +143,14 @@ def connection(args: argparse.Namespace) -> RemoteServer:
     from SAMFineTuneLib.service.remote_server import RemoteServer
 
     if args.no_cache or args.precision != "auto":
-        raise UserError("The server decides about precision and cache: leave out --precision and --no-cache.")
+        raise UserError("The server chooses precision and cache: leave out --precision and --no-cache.")
     return RemoteServer(args.server, *server_access(args))
 
 
 def server_access(args: argparse.Namespace) -> tuple[str, str | None]:
-    """Token and certificate for the server of --server, with a note where the network can read along; UserError
-    without a token."""
+    """Token and certificate for the server of --server, with a note about an unencrypted connection; UserError without
+    a token.
+    """
     from SAMFineTuneLib.service.server_address import parse_address
     from SAMFineTuneLib.service.worker import TOKEN_VARIABLE
 
@@ -174,14 +177,14 @@ def read_token(path: Path) -> str:
 
 
 def find_adapter(args: argparse.Namespace) -> AdapterFolder | None:
-    """The adapter that was asked for, if any."""
+    """The adapter of --adapter, if given."""
     from SAMFineTuneLib.models.adapters.adapter_store import AdapterStore
 
     return None if args.adapter is None else AdapterStore().find(args.adapter)
 
 
 def open_predictor(args: argparse.Namespace, adapter: AdapterFolder | None = None) -> Predictor:
-    """The model that was asked for, with its adapter, over the embedding cache."""
+    """The model of --model with its adapter, over the embedding cache."""
     from SAMFineTuneLib.inference.open_predictor import open_predictor as opened
 
     adapter = adapter or find_adapter(args)
@@ -192,14 +195,14 @@ def open_predictor(args: argparse.Namespace, adapter: AdapterFolder | None = Non
 
 
 def _model_ids(**_) -> list[str]:
-    """For the completion of --model in a shell."""
+    """Ids of the models in the store, for the completion of --model in a shell."""
     from SAMFineTuneLib.models.store import Store
 
     return [model.spec.id for model in Store().list()]
 
 
 def adapter_names(**_) -> list[str]:
-    """Names of the adapters in the store, which a shell offers to complete."""
+    """Names of the adapters in the store, for completion in a shell."""
     from SAMFineTuneLib.models.adapters.adapter_store import AdapterStore
 
     return [adapter.name for adapter in AdapterStore().list()]

@@ -14,10 +14,10 @@ _EPILOG = """A cohort is a folder of its own beside the images, which are never 
 
 examples:
   samfinetune cohort create liver-cohort scans --labels liver,spleen
-  samfinetune cohort status liver-cohort              how far it is, and what to do next
+  samfinetune cohort status liver-cohort              its state, and what to do next
   samfinetune segment scans/p07 -o p07.seg.nrrd --label liver --point -62,18,-40 --propagate both
   samfinetune cohort accept liver-cohort p07 --labels p07.seg.nrrd      the first cases, annotated by prompts
-  samfinetune cohort train liver-cohort               learn from what is accepted; patients held out decide
+  samfinetune cohort train liver-cohort               learn from accepted cases; held-out patients decide
   samfinetune cohort propose liver-cohort             segment the others
   samfinetune cohort next liver-cohort                the next case, and where to look in it
   samfinetune cohort accept liver-cohort p12 --labels corrected.nii.gz --seconds 95 --prompts 4
@@ -30,7 +30,7 @@ examples:
 A .seg.nrrd names its structures, so that their numbers do not matter. The panel in Slicer does the same with a mouse.
 Commands and windows may work on one cohort at the same time. samfinetune demo --cohort makes one to try. A DICOMweb
 server's token is read from SAMFINETUNE_DICOMWEB_TOKEN; a user's name from --user or SAMFINETUNE_DICOMWEB_USER, the
-password from SAMFINETUNE_DICOMWEB_PASSWORD or the keyboard. They are written nowhere.
+password from SAMFINETUNE_DICOMWEB_PASSWORD or the keyboard. They are never written to a file.
 """
 
 

@@ -26,13 +26,14 @@ if TYPE_CHECKING:
 
 
 def add_actions(action: Callable) -> None:
-    """Add the actions that say which cases there are."""
+    """Add the actions that list, add and find cases."""
     images = "folder of images or DICOM series, nnU-Net's layout, or a .csv of image,label,patient, in "\
              "which labels and patients may be missing"
     added = action("create", _create, "make a cohort of images, some of which may have labels")
     added.add_argument("images", metavar="IMAGES", help=images)
-    added.add_argument("--labels", metavar="liver,spleen", default="", help="names of the structures, for label values "
-                       "from 1 (default: those of the labels that are there)")  # fmt: skip
+    added.add_argument("--labels", metavar="liver,spleen", default="", help="names of the structures, for label "
+                                                                            "values from 1 (default: those of "
+                                                                            "existing labels)")  # fmt: skip
     add_match_labels(added)
     added.add_argument("--model", metavar="ID", default="compact", help="the model that learns (default: compact)")
     action("status", _status, "list the cases, the adapter in use, and what to do next", served=True)
@@ -82,7 +83,7 @@ def _status(args: argparse.Namespace) -> None:
 
 
 def _checked(args: argparse.Namespace) -> Cohort:
-    """The cohort after a look at its images, here or on its server."""
+    """The cohort after checking its images, here or on its server."""
     from SAMFineTuneLib.cohort.image_check import check_images
     from SAMFineTuneLib.service.cohort_client import Unreached
 
@@ -92,7 +93,7 @@ def _checked(args: argparse.Namespace) -> Cohort:
             check_images(cohort, show)
         return cohort
     served = open_served(args)
-    with suppress(Unreached):  # a server of an older version looks at none
+    with suppress(Unreached):  # a server of an older version checks none
         served.do("check", secrets.token_hex(8), 1)
     served.follow()
     return served.cohort
@@ -129,7 +130,7 @@ def _send(args: argparse.Namespace, images: Sequence[FoundImage]) -> tuple[Cohor
         renamed = [f"{name} is called {there} there." for name, there in added if not name.startswith(there)]
         return served.cohort, len(added), renamed + notes
     except KeyboardInterrupt:
-        raise KeyboardInterrupt("stopped; the same command goes on with the other scans.") from None
+        raise KeyboardInterrupt("stopped; the same command continues with the other scans.") from None
 
 
 def _locate(args: argparse.Namespace) -> None:

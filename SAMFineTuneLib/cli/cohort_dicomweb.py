@@ -27,7 +27,7 @@ def add_actions(actions: Callable) -> None:
     """Add the actions that talk to a DICOMweb server."""
     added = _add_action(actions, "fetch", _fetch, "fetch image series from a DICOMweb server, or list them")
     added.add_argument("-o", "--output", metavar="FOLDER", help="where the series go, each into a folder of its own; "
-                       "the same command goes on with what was interrupted")  # fmt: skip
+                       "the same command continues an interrupted fetch")  # fmt: skip
     added.add_argument("--list", action="store_true", help="only list them")
     for name, text in (("study", "StudyInstanceUID"), ("series", "SeriesInstanceUID"), ("patient", "PatientID"),
                        ("modality", "such as CT or MR")):  # fmt: skip
@@ -40,8 +40,9 @@ def add_actions(actions: Callable) -> None:
 def _add_action(actions: Callable, name: str, function: Callable, text: str) -> argparse.ArgumentParser:
     parser = actions(name, function, text)
     parser.add_argument("server", metavar="URL", help="address of the DICOMweb service")
-    parser.add_argument("--user", metavar="NAME", help="who signs in; the password is asked for, or read from "
-                        "SAMFINETUNE_DICOMWEB_PASSWORD, and a token from SAMFINETUNE_DICOMWEB_TOKEN")  # fmt: skip
+    parser.add_argument("--user", metavar="NAME", help="user name; the password is asked for, or read from "
+                       "SAMFINETUNE_DICOMWEB_PASSWORD, and a token from "
+                       "SAMFINETUNE_DICOMWEB_TOKEN")  # fmt: skip
     add_certificate(parser)
     console.add_json(parser)
     return parser
@@ -61,7 +62,7 @@ def _fetch(args: argparse.Namespace) -> None:
             with counting("fetching image") as show:
                 store.fetch_all(found, args.output, show)
         except KeyboardInterrupt:
-            raise KeyboardInterrupt("stopped; the same command goes on.") from None
+            raise KeyboardInterrupt("stopped; the same command continues.") from None
         print(f"fetched     {len(found)} series into {args.output}")
     rows = [(one.series, one.modality, str(one.images or "?"), one.folder, one.description) for one in found]
     print_table([("SERIES", "MODALITY", "IMAGES", "FOLDER", "DESCRIPTION"), *rows])
@@ -82,7 +83,7 @@ def _store(args: argparse.Namespace) -> None:
 
 
 def _server(args: argparse.Namespace) -> DicomwebStore:
-    """The server, signed in to as the options and variables say; what is secret is asked for, and kept nowhere."""
+    """The server, with the login from options and variables; the password is asked for, and kept in memory only."""
     from SAMFineTuneLib.cohort.dicomweb_store import PASSWORD, TOKEN, USER, DicomwebStore, is_private
 
     name, password = args.user or os.environ.get(USER, ""), os.environ.get(PASSWORD, "")

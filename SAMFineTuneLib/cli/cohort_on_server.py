@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from SAMFineTuneLib.service.cohort_client import ServedCohort
 
 _opened: dict[Path, tuple[ServedCohort, tuple[str, ...]]] = {}
-_PATIENCE = 120.0  # s for which a server that answered before is asked again
+_PATIENCE = 120.0  # s for which to retry a server that answered before
 
 
 def open_cohort(args: argparse.Namespace) -> Cohort:
-    """The cohort of a command that may be about one on a server."""
+    """The cohort of a command, here or as a copy of a server's."""
     return open_served(args).cohort if args.server else open_here(args)
 
 
@@ -31,7 +31,7 @@ def open_here(args: argparse.Namespace) -> Cohort:
 
 
 def open_served(args: argparse.Namespace) -> ServedCohort:
-    """The cohort on the server of --server, as it stands now."""
+    """The cohort on the server of --server, in its present state."""
     from SAMFineTuneLib.service.cohort_client import CohortPlace, ServedCohort, mirror
 
     token, certificate = server_access(args)
@@ -43,19 +43,19 @@ def open_served(args: argparse.Namespace) -> ServedCohort:
 
 
 def server_options(folder: Path) -> tuple[str, ...]:
-    """The options with which this command reached the server of a cohort's mirror, for the commands that it advises."""
+    """The options with which this command reached the cohort's server, for the commands that it suggests."""
     return _opened[folder][1] if folder in _opened else ()
 
 
 def running_now(cohort: Cohort) -> dict[str, str]:
-    """What is done for a cohort now, here or on its server, see `running_work.running`."""
+    """The work running for a cohort, here or on its server, see `running_work.running`."""
     from SAMFineTuneLib.cohort.running_work import running
 
     return _opened[cohort.folder][0].running if cohort.folder in _opened else running(cohort.folder)
 
 
 def case_names(parsed_args: argparse.Namespace, **_: Any) -> list[str]:
-    """For the completion of CASE in a shell."""
+    """Names of the cases, for the completion of CASE in a shell."""
     try:
         state: CohortState = (open_cohort if hasattr(parsed_args, "token_file") else open_here)(parsed_args).state
     except (UserError, AttributeError):

@@ -1,4 +1,4 @@
-"""`samfinetune cohort propose`, `train`, `report` and `export`: what takes long, here or on a server."""
+"""`samfinetune cohort propose`, `train`, `report` and `export`: the actions that take long, here or on a server."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from SAMFineTuneLib.cli.long_work import ProgressLine, counting, stoppable
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.wording import counted
 
-_LOOK_EVERY = 0.5  # s between two looks at what a server does
+_LOOK_EVERY = 0.5  # s between two checks of a server's work
 
 
 def add_actions(action: Callable) -> None:
     """Add the actions that take long."""
-    added = action("propose", _propose, "segment the cases that nobody has worked on with the adapter in use",
+    added = action("propose", _propose, "segment untouched cases with the adapter in use",
                    served=True)  # fmt: skip
     added.add_argument("cases", metavar="CASE", nargs="*", help="only these").completer = case_names
     added.add_argument("--again", action="store_true", help="those that an earlier adapter proposed as well")
     added.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1 or mps")
     add_engine(added, "this one")
-    added = action("train", _train, "learn from the accepted cases; patients held out decide whether it is used",
+    added = action("train", _train, "learn from the accepted cases; held-out patients decide whether it is used",
                    served=True)  # fmt: skip
     added.add_argument("--preset", choices=("quick", "balanced", "thorough"), default="quick", help="default: quick")
     added.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1 or mps")
-    added.add_argument("--restart", action="store_true", help="begin anew instead of going on with a stopped training")
+    added.add_argument("--restart", action="store_true", help="start again instead of continuing a stopped training")
     added = action("report", _report, "write the learning curve and pictures as a page that opens offline",
                    served=True)  # fmt: skip
     added.add_argument("-o", "--output", metavar="FOLDER", help="default: report in the cohort's folder; with --server "
@@ -54,7 +54,7 @@ def _propose(args: argparse.Namespace) -> int:
         with counting("segmenting case") as show:
             done = propose(cohort, args.cases or None, args.device, args.again, show, engine=engine)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt("stopped; the same command goes on with the other cases.") from None
+        raise KeyboardInterrupt("stopped; the same command continues with the other cases.") from None
     state = cohort.state
     print(f"proposed    {counted(len(done.done), 'case')}")
     for key in done.failed:
@@ -70,7 +70,7 @@ def _train(args: argparse.Namespace) -> None:
     if args.server:
         return _by_server(args, "train", args.preset != "quick", args.restart)
     cohort = open_cohort(args)
-    with stoppable(lambda: "stopped; the same command goes on.") as stop, ProgressLine() as line:
+    with stoppable(lambda: "stopped; the same command continues.") as stop, ProgressLine() as line:
 
         def show(progress: Any) -> None:
             stop.learning = progress.stage == "training"
@@ -124,9 +124,9 @@ def _fetched(
 
 
 def _by_server(args: argparse.Namespace, what: str, *own: object) -> int:
-    """Have the server train or propose, and show how far it is; `own` are options that only this computer has."""
+    """Have the server train or propose, and show its progress; `own` are options that apply to this computer only."""
     if any(own) or args.device != "auto":
-        raise UserError("The server decides how it trains and proposes: leave out the other options.")
+        raise UserError("The server chooses how it trains and proposes: leave out the other options.")
     from SAMFineTuneLib.service.cohort_client import how_far
 
     served = open_served(args)
@@ -143,7 +143,7 @@ def _by_server(args: argparse.Namespace, what: str, *own: object) -> int:
                         line.note(event.get("reason") or f"{counted(event.get('proposed', 0), 'case')} proposed")
                 time.sleep(_LOOK_EVERY)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt("the server goes on; “cohort status” tells when it is done.") from None
+        raise KeyboardInterrupt("the server continues; “cohort status” shows when it is done.") from None
     served.follow()
     print_status(served.cohort)
     return 0

@@ -1,4 +1,4 @@
-"""`samfinetune cohort next`, `accept`, `refuse` and `reopen`: cases are reviewed one after another."""
+"""`samfinetune cohort next`, `accept`, `refuse` and `reopen`: review cases one after another."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ def add_actions(action: Callable) -> None:
     added = action("next", _next, "say which case to review next, why, and where to look in it", served=True)
     added.add_argument("--way", choices=("random", "teaching", "easiest", "order"), default="random",
                        help="any case (default), the one that teaches most, the one nearest to done, or in order")
-    added.add_argument("--take", metavar="WORD", default="", help="keep it from others for ten minutes; any word that "
-                       "is nobody's name, to be given to `accept --by`")  # fmt: skip
-    added.add_argument("-o", "--output", metavar="FOLDER", help="with --server, where the case's image and labels are "
-                       "downloaded to; that takes the case, too")  # fmt: skip
+    added.add_argument("--take", metavar="WORD", default="", help="reserve it for ten minutes under a word, not a "
+                       "person's name, to be given to `accept --by`")  # fmt: skip
+    added.add_argument("-o", "--output", metavar="FOLDER", help="with --server, where to download the case's image "
+                       "and labels; this takes the case, too")  # fmt: skip
     added = action("accept", _accept, "accept the labels of a case", case=True, served=True)
     added.add_argument("--labels", metavar="FILE", help="label map of any kind (default: the correction that the panel "
                        "keeps, or else the proposal)")  # fmt: skip
     add_match_labels(added)
     added.add_argument("--seconds", type=float, metavar="S", help="working time, for the report")
-    added.add_argument("--prompts", type=int, metavar="N", help="prompts that were placed, for the report")
+    added.add_argument("--prompts", type=int, metavar="N", help="number of prompts placed, for the report")
     action("refuse", _refuse, "leave a case out", case=True, served=True)
-    action("reopen", _reopen, "take back that a case was accepted or refused", case=True, served=True)
+    action("reopen", _reopen, "undo the acceptance or refusal of a case", case=True, served=True)
 
 
 def _next(args: argparse.Namespace) -> None:
@@ -92,14 +92,14 @@ def _accept(args: argparse.Namespace) -> None:
 
     for name in ("seconds", "prompts"):
         if (given := getattr(args, name)) is not None and not 0 <= given < float("inf"):
-            raise UserError(f"--{name} {given:g} cannot be; give a number from 0, or leave it out.")
+            raise UserError(f"--{name} {given:g} is not possible; give a number from 0, or leave it out.")
     if args.labels:
         state = (open_served(args).cohort if args.server else open_cohort(args)).state
         case = state.case(args.case)
         if case.state == "accepted" or (case.state == "refused" and case.review):
             before = "" if case.state == "accepted" else ", and was accepted before"
-            raise UserError(f"Case {case.name} is {case.state}{before}, and its labels would be lost; to replace them, "
-                            "take that back first with “samfinetune cohort reopen”.")  # fmt: skip
+            raise UserError(f"Case {case.name} is {case.state}{before}, and its labels would be lost; to replace "
+                            "them, undo that first with “samfinetune cohort reopen”.")  # fmt: skip
     labels = {"labels": args.labels, "match": args.match_labels, "tell": console.note}
     if args.server:
         labels = {"labels": _fitted(args)} if args.labels else {}
@@ -114,7 +114,7 @@ def _refuse(args: argparse.Namespace) -> None:
     from SAMFineTuneLib.cohort.review import refuse
 
     cohort, case = _reviewed(args, refuse)
-    print(f"refused     {case.name}; “samfinetune cohort reopen” takes it back")
+    print(f"refused     {case.name}; “samfinetune cohort reopen” undoes this")
     print_case(cohort, case)
 
 
@@ -127,7 +127,7 @@ def _reopen(args: argparse.Namespace) -> None:
 
 
 def _next_on_server(args: argparse.Namespace) -> tuple[Cohort, Choice | None, Path | None, Path | None]:
-    """What the server chooses, and the files of its image and labels where they are to be downloaded."""
+    """The case that the server chooses, and the files of its image and labels if they are downloaded."""
     from SAMFineTuneLib.cohort.choosing import Choice
 
     served, window = open_served(args), secrets.token_hex(8)
@@ -139,7 +139,7 @@ def _next_on_server(args: argparse.Namespace) -> tuple[Cohort, Choice | None, Pa
     choice = Choice(served.cohort.state.case(told["case"]), told["reason"])
     try:
         image, labels = _downloaded(args, served, choice.case, window) if args.output else (None, None)
-    except BaseException:  # Ctrl-C, too; nobody has been told the word under which it was taken
+    except BaseException:  # Ctrl-C, too: the user has not seen the word under which it was taken
         with suppress(UserError):
             served.do("release", window, 3, case=choice.case.key, by=args.take)
         raise
@@ -197,7 +197,7 @@ def _reviewed(args: argparse.Namespace, act: Callable, **values: Any) -> tuple[C
 
 
 def _fitted(args: argparse.Namespace) -> np.ndarray:
-    """The labels of a file in the grid of their image, which the server has. Whoever has the case keeps it."""
+    """The labels of a file in the grid of their image, which the server has. This does not take the case."""
     import numpy as np
 
     from SAMFineTuneLib.cohort.review import in_grid

@@ -1,4 +1,4 @@
-"""What every `samfinetune cohort` command prints: how far the cohort is, and what to do next."""
+"""What every `samfinetune cohort` command prints: the cohort's state, and what to do next."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def print_status(cohort: Cohort) -> None:
 
 
 def _about_images(cohort: Cohort, wrong: Sequence[CohortCase]) -> str:
-    """Which images are not as they were, and what to do, as a sentence."""
+    """Which images were moved, changed or lost, and what to do, as a sentence."""
     from SAMFineTuneLib.cohort.image_check import TROUBLES
     from SAMFineTuneLib.service.cohort_client import place_of
 
     counts = Counter(case.trouble for case in wrong)
     said = ", ".join(f"{counts[trouble]} {trouble}" for trouble in TROUBLES if counts[trouble])
     if place_of(cohort.folder):
-        return f"{said}; ask whoever runs the server"
+        return f"{said}; ask the server's administrator"
     advice = []
     if counts["moved"] + counts["gone"]:
         where = "FOLDER" if counts["gone"] else _quoted(cohort.images)
@@ -81,7 +81,7 @@ def next_step(cohort: Cohort) -> str:
         return f"{counted(len(waiting), 'case')} to review: {command.format('next')}"
     if busy:
         work = {"train": "the training", "propose": "the proposals"}.get(next(iter(busy)), "the server")
-        return f"Wait for {work}; this tells how far that is: {command.format('status')}"
+        return f"Wait for {work}; this shows its progress: {command.format('status')}"
     if untouched:
         more = f", until {FIRST} are accepted and a training can begin" if not state.adapters else ""
         return (
@@ -113,7 +113,7 @@ def case_facts(cohort: Cohort, case: CohortCase) -> dict[str, Any]:
 
 
 def cohort_word(cohort: Cohort) -> str:
-    """A cohort as commands take it."""
+    """A cohort as an argument of commands."""
     from SAMFineTuneLib.service.cohort_client import place_of
 
     place = place_of(cohort.folder)
@@ -123,14 +123,15 @@ def cohort_word(cohort: Cohort) -> str:
 
 
 def case_word(cohort: Cohort, case: CohortCase) -> str:
-    """A case as commands take it: by its name, or by its key where the name means something to a shell or is another
-    case's, too."""
+    """A case as an argument of commands: its name, or its key if the name has a meaning for a shell or belongs to
+    another case, too.
+    """
     plain = re.fullmatch(r"\w[\w.-]*", case.name)
     return case.name if plain and [one.name for one in cohort.state.cases].count(case.name) == 1 else case.key
 
 
 def _quoted(word: object) -> str:
-    """A word of a command as shells take it."""
+    """A word of a command, quoted for shells."""
     if re.fullmatch(r"[\w./\\:~-]+", str(word)):
         return str(word)
     return f'"{word}"' if os.name == "nt" else shlex.quote(str(word))

@@ -1,6 +1,6 @@
 """What a command prints: lines for people, or with --json one document for programs; --quiet, --verbose, --log-file.
 
-Also asks before something is done.
+Also asks for confirmation.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _quiet = _json = False
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """--quiet, --verbose and --log-file, to a command and to the actions it consists of."""
+    """Add --quiet, --verbose and --log-file to a command and to its actions."""
     nested = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
     for action in nested:
         for child in action.choices.values():
@@ -44,7 +44,7 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 
 @contextlib.contextmanager
 def opened(args: argparse.Namespace) -> Iterator[None]:
-    """Print as the options ask while a command runs, and its document at the end; a command that raises has none."""
+    """Print as the options ask while a command runs, and its document at the end, unless it raises."""
     global _quiet, _json, _document
     _quiet, _json, _document = getattr(args, "quiet", False), getattr(args, "json", False), {}
     try:
@@ -65,7 +65,7 @@ def is_quiet() -> bool:
 
 
 def note(text: str, width: int = 12) -> None:
-    """Print what the user should read although nothing failed; with --json it is one of the document's `notes`."""
+    """Print a note to the user; with --json it is one of the document's `notes`."""
     if _json:
         _document.setdefault("notes", []).append(text)
     elif _quiet:
@@ -75,9 +75,9 @@ def note(text: str, width: int = 12) -> None:
 
 
 def confirmed(question: str) -> bool:
-    """Ask a yes-no question, no being the default; UserError where nobody can answer."""
+    """Ask a yes-no question with the default no; UserError without a terminal."""
     if not sys.stdin.isatty():
-        raise UserError("This asks first, and there is nobody to answer here; add --yes to agree.")
+        raise UserError("This needs a confirmation, but there is no terminal to ask; add --yes to agree.")
     try:
         return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
     except EOFError:  # Ctrl-D
@@ -92,9 +92,9 @@ def document(**values: Any) -> None:
 
 @contextlib.contextmanager
 def progress(name: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr, where somebody watches a terminal, for what takes longer than a moment.
+    """A progress bar on stderr, if that is a terminal, for work that takes longer than a moment.
 
-    The function that it yields takes the number of slices that are done, and of all.
+    The function that it yields takes the number of slices done, and of all.
     """
     from tqdm import tqdm
 

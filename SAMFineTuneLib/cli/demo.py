@@ -1,5 +1,6 @@
 """`samfinetune demo`: the whole way from a DICOM series to a label map, on a phantom whose organs are known; or a
-cohort of phantoms to try `samfinetune cohort` with."""
+cohort of phantoms to try `samfinetune cohort` with.
+"""
 
 from __future__ import annotations
 
@@ -78,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _demonstrate(folder: Path, seed: int) -> tuple[Segmenter, np.ndarray]:
-    """Write everything into a folder; what was found, and the true labels [k, j, i]."""
+    """Write everything into a folder; returns the found and the true labels [k, j, i]."""
     from SAMFineTuneLib.cli import describe
     from SAMFineTuneLib.images import body_phantom, write_dicom_series
     from SAMFineTuneLib.images.overlay import save_png, side_by_side
@@ -108,7 +109,7 @@ def _demonstrate(folder: Path, seed: int) -> tuple[Segmenter, np.ndarray]:
 
 
 def _make_cohort(folder: Path, seed: int) -> int:
-    """Write bodies that differ, a cohort of them, and the right labels of those that are still to be segmented."""
+    """Write different bodies, a cohort of them, and the true labels of those that are still to be segmented."""
     import numpy as np
 
     from SAMFineTuneLib.cohort.create_cohort import create_cohort
@@ -141,14 +142,15 @@ def _make_cohort(folder: Path, seed: int) -> int:
   samfinetune cohort accept {cohort.folder} {left[0]} --labels {folder / "answers" / left[0]}.nii.gz
   samfinetune cohort report {cohort.folder}
 
-The folder answers holds the right labels of those left, in place of your corrections. Training needs PyTorch,
+The folder answers holds the true labels of those left, in place of your corrections. Training needs PyTorch,
 which pip install "samfinetune[training]" installs.""")
     return 0
 
 
 def _earlier_files(folder: Path, overwrite: bool) -> list[Path]:
-    """The files of an earlier demo in a folder. UserError where there is something else in the way, or a file that
-    somebody has changed since, unless that may be overwritten."""
+    """The files of an earlier demo in a folder. UserError if other files are in the way, or a file has been changed
+    since, unless it may be overwritten.
+    """
     series = folder / SERIES
     if any(place.exists() and not place.is_dir() for place in (folder, series)):
         raise UserError(f"{folder} is a file; give the demo another folder with -o.")

@@ -21,7 +21,7 @@ _UPRIGHT = 0.1  # degrees; scanners round their direction cosines
 
 
 class Answering(NamedTuple):
-    """The model that answers: its id, its name for people, and what it runs on."""
+    """The model that answers: its id, its display name, and its device."""
 
     model: str
     name: str
@@ -36,10 +36,10 @@ class Answering(NamedTuple):
 def print_inputs(
     volume: Volume, window: IntensityWindow, answering: Answering, adapter: str | None = None
 ) -> dict[str, Any]:
-    """Print what a model is about to see.
+    """Print the volume as the model will see it.
 
     Args:
-        volume: what was read.
+        volume: the volume.
         window: the grey values that the model sees.
         answering: the model, and where it runs.
         adapter: the adapter's name, None without one.
@@ -63,7 +63,7 @@ def print_inputs(
 
 
 def facts(volume: Volume, window: IntensityWindow) -> dict[str, Any]:
-    """What is known of a volume, for a program: size and spacing along i, j, k, the voxel-to-RAS matrix in mm, values.
+    """The facts about a volume, for a program: size and spacing along i, j, k, the voxel-to-RAS matrix in mm, values.
     """
     source = volume.source
     return {

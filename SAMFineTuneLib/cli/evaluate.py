@@ -130,7 +130,7 @@ def _interruptible():
     try:
         yield
     except KeyboardInterrupt:
-        raise KeyboardInterrupt("stopped; go on with the same command and --resume.") from None
+        raise KeyboardInterrupt("stopped; continue with the same command and --resume.") from None
 
 
 def _words(progress: Progress) -> str:

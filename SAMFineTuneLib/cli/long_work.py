@@ -1,4 +1,4 @@
-"""What commands that work for hours share: a line of progress, and how Ctrl-C stops them."""
+"""Shared by commands that work for hours: a line of progress, and stopping by Ctrl-C."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from SAMFineTuneLib.training.stopping import StopSigns
 
 _IN_PLACE = 0.5  # s between updates on a terminal
-_LINES = 10.0  # s between lines of progress where nobody watches a terminal
+_LINES = 10.0  # s between lines of progress without a terminal
 
 
 class ProgressLine:
@@ -45,7 +45,7 @@ class ProgressLine:
             self._print(text, "")
 
     def note(self, text: str) -> None:
-        """A line that stays."""
+        """Print a line that stays."""
         self._print(text, "\n")
 
     def _print(self, text: str, end: str) -> None:
@@ -62,10 +62,10 @@ def stoppable(sentence: Callable[[], str]) -> Iterator[StopSigns]:
     """Let Ctrl-C and SIGTERM stop the training inside; a second Ctrl-C ends it at once.
 
     Args:
-        sentence: Says how to go on later.
+        sentence: says how to continue later.
 
     Raises:
-        KeyboardInterrupt: With that sentence, when the training has stopped.
+        KeyboardInterrupt: with that sentence, when the training has stopped.
     """
     from SAMFineTuneLib.training.stopping import Stopped, StopSigns
 
@@ -102,5 +102,5 @@ def counting(what: str) -> Iterator[Callable[..., None]]:
 
 
 def time_left(seconds: float | None) -> str:
-    """The end of a line of progress: “, 5 minutes left”; nothing while that is not known."""
+    """The end of a line of progress: “, 5 minutes left”; nothing while unknown."""
     return "" if seconds is None else f", {duration(seconds)} left"

@@ -1,8 +1,8 @@
-"""`samfinetune`: finds the sub-command, runs it, and turns what went wrong into a sentence and an exit code.
+"""`samfinetune`: finds the sub-command, runs it, and turns errors into a sentence and an exit code.
 
 A sub-command is the module of its name in this package. It offers `add_parser(subparsers)` and
-`run(args) -> int`, and imports nothing heavier than NumPy at file scope: only the module that is asked for is
-loaded, and only help needs all of them.
+`run(args) -> int`, and imports nothing heavier than NumPy at file scope: only the requested module is loaded, and only
+help needs all of them.
 
 Exit codes: 0 done, 2 wrong input, a missing package or a disk that refuses (one sentence on stderr), 130
 interrupted, 141 done, but the reader of the output went away; anything else is a defect.
@@ -34,7 +34,7 @@ _EPILOG = """examples:
   samfinetune demo                                         try it on a phantom: no data, no download needed
   samfinetune info path/to/dicom                           what was understood of a volume
   samfinetune segment path/to/dicom -o liver.seg.nrrd --box 120,60,-40,-10,-80,-40
-  samfinetune models list                                  which models are here, and which could be
+  samfinetune models list                                  installed models, and those that could be added
 
 Every sub-command has its own help: samfinetune segment --help
 The tab key completes commands, options and names after: eval "$(register-python-argcomplete samfinetune)"
@@ -47,9 +47,9 @@ def main(argv: list[str] | None = None) -> int:
     # PyTorch may multiply with OpenBLAS, too, and needs all cores there.
     if argv[:1] not in (["train"], ["pretrain"]) and argv[:2] != ["cohort", "train"]:
         # OpenBLAS's threads spin after each of NumPy's products, and take the cores from those that run the model: a
-        # click takes up to a third longer. This is read when NumPy is first imported, which nothing has done yet.
+        # click takes up to a third longer. NumPy reads this when it is first imported, which has not happened yet.
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    for name in ("stdin", "stdout", "stderr"):  # None where a caller has closed it; a file could get its number
+    for name in ("stdin", "stdout", "stderr"):  # None if a caller has closed it; a file could get its number
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show must not end the program
@@ -71,7 +71,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 class _Output:
-    """A stream of text whose reader may go away, as in `samfinetune segment … | head`: the command goes on, unheard."""
+    """A stream of text whose reader may go away, as in `samfinetune segment … | head`: the command continues without
+    output.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream, self.unread = stream, False
@@ -98,7 +100,7 @@ class _Output:
 
 
 def _dispatch(argv: list[str]) -> int:
-    completing = "_ARGCOMPLETE" in os.environ  # a shell asks what could come next
+    completing = "_ARGCOMPLETE" in os.environ  # a shell asks for completions
     names = COMMANDS if completing or not argv or argv[0] not in COMMANDS else (argv[0],)
     parser = Parser(
         prog="samfinetune",
@@ -120,14 +122,14 @@ def _dispatch(argv: list[str]) -> int:
         return 0
     try:
         args = parser.parse_args(argv)
-    except SystemExit as exit_:  # argparse has already printed its help or its complaint
+    except SystemExit as exit_:  # argparse has already printed its help or error
         return int(exit_.code or 0)
     with console.opened(args):
         return int(modules[args.command].run(args) or 0)
 
 
 def _say(sentence: str, code: int) -> int:
-    """Print a sentence to stderr, on one line, and hand back `code`."""
+    """Print a sentence to stderr, on one line, and return `code`."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -137,5 +139,7 @@ def _say(sentence: str, code: int) -> int:
 
 
 def _discard(stream: TextIO) -> None:
-    """After the reader of a pipe has gone, or its disk is full, keep the interpreter's last flush from complaining."""
+    """After the reader of a pipe has gone, or its disk is full, prevent an error message from the interpreter's last
+    flush.
+    """
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

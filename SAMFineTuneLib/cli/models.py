@@ -44,9 +44,9 @@ def add_parser(subparsers) -> None:
     added = action("import", _import, "add a model from a checkpoint file, or from a folder that `export` wrote")
     added.add_argument("file", metavar="FILE", help=".pth, .pt or .safetensors; it is copied and stays where it is")
     added.add_argument("--id", help="what to call it (default: after the file, or the published model that it is)")
-    added.add_argument("--like", metavar="ID", help="published model on whose picture preparation it was trained")
-    added.add_argument("--base", metavar="FILE", help="complete checkpoint, for a file with an image encoder only "
-                                                      "(a file, or the id of a model that is here)")
+    added.add_argument("--like", metavar="ID", help="published model whose image preparation it was trained with")
+    added.add_argument("--base", metavar="FILE", help="complete checkpoint, for a file with an image encoder only (a "
+                                                      "file, or the id of an installed model)")
     added.add_argument("--yes", action="store_true", help="agree to the terms without being asked")
     added = action("download", _download, "download a published model, after showing its licence")
     added.add_argument("id", metavar="ID", help="as `samfinetune models list` prints it")
@@ -96,7 +96,7 @@ def _show(store: Store, args: argparse.Namespace) -> None:
 
 
 def _facts(store: Store, model: ModelFolder | None, entry: PublishedModel | None) -> list[tuple[str, str]]:
-    """What is known of a model: from its folder on this computer, and from the list of published models."""
+    """The facts about a model, from its folder on this computer and the list of published models."""
     from SAMFineTuneLib.models.spec import ModelSpec
 
     runtime, facts = "PyTorch", []
@@ -162,7 +162,7 @@ def _import(store: Store, args: argparse.Namespace) -> None:
 
 
 def _require_running(folder: Path) -> None:
-    """UserError when the ONNX files in a folder do not run, or their answers do not fit the description."""
+    """Raise UserError when the ONNX files in a folder do not run, or their answers do not fit the description."""
     from SAMFineTuneLib.inference.engine import open_engine, try_once
     from SAMFineTuneLib.models.spec import read_model_folder
 
@@ -234,13 +234,13 @@ def _export(store: Store, args: argparse.Namespace) -> None:
 
 
 def print_graphs(folder: Path) -> None:
-    """Name the graphs that were written into a folder."""
+    """Print the graphs that were written into a folder."""
     sizes = [f"{path.name} ({readable_size(path.stat().st_size)})" for path in sorted(folder.glob("*.onnx*"))]
     print(f"Wrote {', '.join(sizes)} to {folder}.")
 
 
 def print_importable(folder: Path, model_id: str) -> None:
-    """Say how a model that was exported into a folder is used."""
+    """Print how to use a model that was exported into a folder."""
     print(f"`samfinetune models import {folder}` adds it on any computer, where --model {model_id} runs it "
           "without PyTorch.")
 

@@ -1,4 +1,4 @@
-"""Checks before a command writes: it replaces results only with --overwrite, and needs a place where it can write."""
+"""Checks before a command writes: it replaces results only with --overwrite, and needs a writable place."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ def require_new(targets: Iterable[str | Path], args: argparse.Namespace, others:
 
     Args:
         targets: the files.
-        args: the command's options, of which `overwrite` counts.
-        others: what the user can do but `--overwrite`, as part of the message.
+        args: the command's options; `overwrite` is used.
+        others: what the user can do instead of `--overwrite`, as part of the message.
 
     Raises:
-        UserError: when one is there already; the message names the first.
+        UserError: when one exists already; the message names the first.
         DiskError: when one could not be written.
     """
     targets = [Path(target).expanduser() for target in targets]
     there = [target for target in targets if os.path.lexists(target)]
     if there and not args.overwrite:
         more = f", and so do {len(there) - 1} more of the files to write" if len(there) > 1 else ""
-        raise UserError(f"“{there[0]}” exists already{more}: {others}, or add --overwrite to replace what is there.")
+        raise UserError(f"“{there[0]}” exists already{more}: {others}, or add --overwrite to replace it.")
     for folder in {target.parent for target in targets}:
         require_writable(folder)
 
 
 def require_new_folder(folder: str | Path) -> Path:
-    """The folder, where nothing or an empty folder is and files can be written; UserError or DiskError otherwise."""
+    """The folder, if it is empty or does not exist, and can be written; UserError or DiskError otherwise."""
     folder = Path(folder).expanduser()
     if os.path.lexists(folder) and not (folder.is_dir() and not any(folder.iterdir())):
         raise UserError(f"{folder} exists already; -o needs a new or an empty folder.")
@@ -50,11 +50,11 @@ def require_new_folder(folder: str | Path) -> Path:
 
 @contextmanager
 def resumable(begun: Path) -> Iterator[None]:
-    """Add to the error of a disk how to resume, when `begun`, which long work leaves behind, exists."""
+    """Add to a disk's error how to resume, if `begun`, a file of the unfinished work, exists."""
     try:
         yield
     except Exception as error:
         refused = disk_error(error)
         if refused is None or not begun.exists():
             raise
-        raise DiskError(f"{str(refused).rstrip('.')}; then go on with the same command and --resume.") from error
+        raise DiskError(f"{str(refused).rstrip('.')}; then continue with the same command and --resume.") from error

@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
 
     options = {"steps": args.steps, "seed": args.seed, "resume": args.resume, "device": device_of(args.device)}
     learn = _masked if args.volumes else _memory if args.memory else _synthetic
-    with stoppable(lambda: "stopped; go on with the same command and --resume.") as stop, ProgressLine() as line:
+    with stoppable(lambda: "stopped; continue with the same command and --resume.") as stop, ProgressLine() as line:
 
         def show(progress: PretrainingProgress) -> None:
             stop.learning = True

@@ -69,16 +69,16 @@ def add_parser(subparsers) -> None:
     prompts.add_argument("--space", choices=("ras", "ijk"), default="ras",
                          help="typed coordinates are RAS in mm (default) or voxels i,j,k")  # fmt: skip
     prompts.add_argument("--orientation", choices=arguments.ORIENTATIONS,
-                         help="slices to segment on (default: what the prompts file says, else axial)")  # fmt: skip
+                         help="slices to segment on (default: as in the prompts file, else axial)")  # fmt: skip
     parser.add_argument("--propagate", choices=("none", "up", "down", "both", "fill"), default="none",
-                        help="carry the masks on to other slices, or fill between prompted ones")  # fmt: skip
+                        help="propagate the masks to other slices, or fill between prompted ones")  # fmt: skip
     parser.add_argument("--auto", action="store_true",
                         help="without prompts: find what the model or adapter was trained to find")  # fmt: skip
     several = parser.add_argument_group("several volumes (VOLUME is a folder of volumes, or of DICOM folders)")
     several.add_argument("--format", metavar="ENDING", default=".seg.nrrd",
                          help="ending of files in a folder OUT (default: .seg.nrrd, which keeps names)")  # fmt: skip
     several.add_argument("--skip-existing", action="store_true",
-                         help="leave out volumes whose result is there already")  # fmt: skip
+                         help="leave out volumes whose result exists already")  # fmt: skip
     parser.add_argument("--picture", metavar="FILE.png", help="also draw prompts and masks of one prompted slice")
     parser.add_argument("--statistics", metavar="FILE.csv",
                         help="also write volume, grey values and extent of every segment")  # fmt: skip
@@ -92,7 +92,7 @@ _PROMPTS = ("point", "negative_point", "box", "prompts", "label", "picture")  # 
 
 
 def run(args: argparse.Namespace) -> int:
-    """Read, segment, write, and print what was done."""
+    """Read, segment, write, and print a summary."""
     source, output = Path(args.volume).expanduser(), Path(args.output).expanduser()
     for path, ending, what in ((args.statistics, ".csv", "table"), (args.picture, ".png", "picture")):
         if path and not path.lower().endswith(ending):
@@ -154,7 +154,7 @@ def _from_prompts(args: argparse.Namespace, predictor: Predictor | None) -> Call
             details = _report(segmenter, statistics, scores)
             if model:
                 _report_embeddings(model)
-            outputs.require_new(targets, args)  # somebody may have written there meanwhile
+            outputs.require_new(targets, args)  # another program may have written there meanwhile
             segmenter.save(job.target, args.overwrite)
             for sentence in told:
                 console.note(sentence)
@@ -204,7 +204,7 @@ def _automatically(args: argparse.Namespace) -> Callable[[SegmentJob], Segmented
         for row in statistics:
             size = f"{row.milliliters:.2f} mL" + ("" if row.voxels else ", nothing was found")
             print(f"segment     {row.value} {row.segment}: {size}")
-        outputs.require_new([job.target], args)  # somebody may have written there meanwhile
+        outputs.require_new([job.target], args)  # another program may have written there meanwhile
         with only_new(not args.overwrite):
             told += write_labelmap(job.target, labels, volume, segments)
         for sentence in told:
@@ -221,7 +221,7 @@ def _targets(args: argparse.Namespace, job: SegmentJob) -> list[Path]:
 
 
 def _read(args: argparse.Namespace, job: SegmentJob) -> Volume:
-    """The volume of a job; UserError when its label map cannot have the format that was asked for."""
+    """The volume of a job; UserError when its label map cannot have the requested format."""
     from SAMFineTuneLib.images import read_volume
     from SAMFineTuneLib.images.dicom_seg import check_dicom_seg
 
@@ -253,7 +253,7 @@ def _print_inputs(
     remote: ServerSession | None,
     predictor: Predictor | None,
 ) -> dict[str, Any]:
-    """Print what the model is about to see, on the server or here; the same for --json."""
+    """Print the volume as the model will see it, on the server or here; also for --json."""
     from SAMFineTuneLib.cli import describe
 
     answering = describe.Answering.of(predictor) if predictor else None
@@ -266,7 +266,7 @@ def _print_inputs(
 def _report(
     segmenter: Segmenter, statistics: Sequence[SegmentStatistics], scores: Mapping[int, float]
 ) -> list[dict[str, Any]]:
-    """Print what was found; the same for --json."""
+    """Print what was found; also for --json."""
     details = []
     for info, row in zip(segmenter.segments, statistics, strict=True):
         prompted = [plane for value, plane in segmenter.prompted_planes if value == info.value]
@@ -280,7 +280,7 @@ def _report(
 
 
 def _report_embeddings(predictor: Predictor) -> None:
-    """Print how much had to be computed."""
+    """Print how many embeddings had to be computed."""
     print(f"embeddings  {predictor.encoder_calls} computed, {predictor.cache.hits} times taken from the cache")
     if predictor.cache.failure is not None:
         console.note(f"embeddings are not kept for the next time: {predictor.cache.failure}")

@@ -1,4 +1,4 @@
-"""The jobs of `samfinetune segment`: finds the volumes, names a file for each, and does one job after the other."""
+"""The jobs of `samfinetune segment`: finds the volumes, names a file for each, and does one job after another."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class SegmentJob:
 
 @dataclass(frozen=True)
 class SegmentedVolume:
-    """What came of a job: what the model saw, rows of --statistics, and more about each of them for --json."""
+    """The result of a job: what the model saw, rows of --statistics, and more about each of them for --json."""
 
     inputs: dict[str, Any]
     statistics: Sequence[SegmentStatistics]
@@ -47,12 +47,12 @@ class SegmentedVolume:
 def run_jobs(
     args: argparse.Namespace, found: Sequence[SegmentJob], begin: Callable[[], Callable[[SegmentJob], SegmentedVolume]]
 ) -> int:
-    """Do one job after the other. One that fails does not stop the others, but makes the exit code 2.
+    """Do one job after another. A failed one does not stop the others, but makes the exit code 2.
 
     Args:
         args: the command's options: `overwrite`, `skip_existing`, `statistics`.
         found: the jobs, from `find_jobs`.
-        begin: opens the model and returns the function that does a job; not called when nothing is to be done.
+        begin: opens the model and returns the function that does a job; not called without jobs.
 
     Returns:
         The exit code.
@@ -62,7 +62,7 @@ def run_jobs(
 
     if args.skip_existing and args.overwrite:
         raise UserError("--skip-existing and --overwrite contradict each other; leave one of them out.")
-    for job in found if len(found) == 1 else ():  # of several, each is told with its own volume
+    for job in found if len(found) == 1 else ():  # of several, each is printed with its own volume
         check_output_path(job.target)
     jobs = [job for job in found if not (args.skip_existing and os.path.lexists(job.target))]
     several = len(found) > 1 or args.skip_existing
@@ -81,7 +81,7 @@ def run_jobs(
                 continue
             try:
                 check_output_path(job.target)
-                if twice:  # by a link, or on a disk that takes A and a for one letter
+                if twice:  # by a link, or on a disk that ignores case
                     raise UserError(f"“{job.target}” is the file that holds the result of another volume; rename one.")
                 outputs.require_new([job.target], args, advice)
                 done = segment(job)
@@ -99,13 +99,13 @@ def run_jobs(
             rows_with_details = zip_longest(done.statistics, done.details, fillvalue={})
             segments = [{**asdict(row), **more} for row, more in rows_with_details]
             facts.append({"volume": str(job.source), "output": str(job.target), **done.inputs, "segments": segments})
-    finally:  # also after Ctrl-C or on a full disk: --skip-existing measures nothing again
+    finally:  # also after Ctrl-C or on a full disk, because --skip-existing measures nothing again
         if statistics and rows:
             with only_new(not args.overwrite):
                 write_statistics(statistics[0], rows)
             print(f"written     {statistics[0]}")
     if skipped:
-        print(f"skipped     {'all ' if not jobs else ''}{counted(skipped, 'volume')}, whose results are there already")
+        print(f"skipped     {'all ' if not jobs else ''}{counted(skipped, 'volume')}, whose results exist already")
     if failed:
         print(f"failed      {failed} of {len(jobs)} volumes")
     if several:
@@ -116,7 +116,7 @@ def run_jobs(
 
 
 def _file(path: Path) -> tuple[int, int] | None:
-    """What identifies a file, whatever its names; None where there is none."""
+    """What identifies a file, whatever its names; None without a file."""
     try:
         status = path.stat()
     except OSError:
@@ -125,16 +125,16 @@ def _file(path: Path) -> tuple[int, int] | None:
 
 
 def find_jobs(source: Path, output: Path, ending: str = ".seg.nrrd") -> list[SegmentJob]:
-    """Which volumes are read, and which label map is written for each.
+    """Find the volumes to read, and the label map to write for each.
 
     Args:
-        source: a volume, or a folder. A folder is a DICOM series when it holds files of no other kind; else its images,
-            and its folders, are volumes.
+        source: a volume, or a folder. A folder that holds nothing but DICOM files is a series; otherwise its images and
+        folders are volumes.
         output: a folder; or, for a volume alone, a file when the name ends like one.
         ending: of the files in a folder.
 
     Raises:
-        UserError: when two volumes would get one file, or a file that is read would be written.
+        UserError: when two volumes would get the same file, or an input file would be overwritten.
     """
     from SAMFineTuneLib.images import OUTPUT_ENDINGS
 
@@ -145,7 +145,7 @@ def find_jobs(source: Path, output: Path, ending: str = ".seg.nrrd") -> list[Seg
     if output.name.lower().endswith(OUTPUT_ENDINGS) or output.is_file():
         raise UserError(f"{source} holds {len(volumes)} volumes, so -o needs a folder, not the file {output}.")
     if source.is_dir() and source.resolve() in (output.resolve(), *output.resolve().parents):
-        raise UserError(f"The folder {output} lies among what is read, which is never changed; choose another -o.")
+        raise UserError(f"The folder {output} lies among the input, which is never changed; choose another -o.")
     ending = f".{ending.lstrip('.')}"
     if ending.lower() not in OUTPUT_ENDINGS:
         raise UserError(f"--format {ending} cannot be written; use one of {', '.join(OUTPUT_ENDINGS)}.")
@@ -181,8 +181,8 @@ def _volumes(source: Path) -> list[Path]:
     if first and all(re.search(r"_\d{4}$", _stem(path)) for path in images):
         if others := len(images) - len(first):
             console.note(
-                f"left out: {counted(others, 'file')} with further channels by the name (_0001 …), as in "
-                "nnU-Net; rename what is a volume of its own"
+                f"left out: {counted(others, 'file')} named as further channels (_0001 …), as in nnU-Net; rename a "
+                "file that is a volume of its own"
             )
         images = first
     return [*images, *folders]
@@ -197,15 +197,15 @@ def _stem(path: Path) -> str:
 
 
 def _name(path: Path) -> str:
-    own = Path(os.path.abspath(path))  # a link's own name, not the one of what it points to
+    own = Path(os.path.abspath(path))  # a link's own name, not that of its target
     return _stem(own).removesuffix(_FIRST_CHANNEL)
 
 
 def _protect(source: Path, target: Path) -> None:
-    """Refuse to write over, or among, what is read."""
+    """Refuse to write over, or among, the input."""
     inside = source.is_dir() and target.resolve().parent == source.resolve()
     if inside or (target.exists() and source.is_file() and target.samefile(source)):
-        raise UserError(f"The file {target} lies among what is read, which is never changed; choose another -o.")
+        raise UserError(f"The file {target} lies among the input, which is never changed; choose another -o.")
 
 
 def with_prompts(jobs: Sequence[SegmentJob], folder: Path) -> list[SegmentJob]:
@@ -219,11 +219,11 @@ def with_prompts(jobs: Sequence[SegmentJob], folder: Path) -> list[SegmentJob]:
         if fitting:
             found[max(fitting, key=len)].append(file)
         else:
-            console.note(f"{file} is named after none of the volumes and is left out")
+            console.note(f"{file} is left out, because it is not named after any of the volumes")
     prompted = [replace(job, prompts=tuple(found[_name(job.source)])) for job in jobs if found[_name(job.source)]]
     if not prompted:
         raise UserError(
-            f"No file in {folder} is named after a volume: the prompts of {jobs[0].source.name} belong into "
+            f"No file in {folder} is named after a volume: the prompts of {jobs[0].source.name} belong in "
             f"{_name(jobs[0].source)}.json or {_name(jobs[0].source)}.mrk.json."
         )
     if lacking := [job.source.name for job in jobs if not found[_name(job.source)]]:

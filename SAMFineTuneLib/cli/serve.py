@@ -31,7 +31,7 @@ _EPILOG = """examples:
   samfinetune serve --host … --cohort /data/liver-cohort       several people work on this cohort
 
 The command creates the token file when it does not exist. Give its content and the address to those who may use the
-server. docs/server.md says what is stored, and what is limited.
+server. docs/server.md says what is stored and limited.
 """
 
 _PORT = 8577
@@ -63,7 +63,7 @@ def add_parser(subparsers) -> None:
     parser.add_argument("--access-log", metavar="FILE",
                         help="append a line for each request, without anything about patients")  # fmt: skip
     parser.add_argument("--handshake", metavar="FILE", help=argparse.SUPPRESS)  # for a client that starts its worker
-    parser.add_argument("--verbose", action="store_true", help="also print each request, and what goes wrong with it")
+    parser.add_argument("--verbose", action="store_true", help="also print each request and its errors")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     limits = _limits(args)
     token = _token(args)
     server = _server(args, token, limits)
-    for sign in (signal.SIGTERM, signal.SIGINT):  # KeyboardInterrupt is lost where it comes in a callback
+    for sign in (signal.SIGTERM, signal.SIGINT):  # KeyboardInterrupt is lost if it comes in a callback
         signal.signal(sign, lambda *_: threading.Thread(target=server.shutdown, daemon=True).start())
     try:
         if args.handshake:
@@ -123,8 +123,8 @@ def _own_token(path: Path) -> str:
             temporary.write_text(secrets.token_urlsafe(32) + "\n", encoding="ascii")
     token = read_token(path)
     if len(token) < 16 or not token.isascii() or any(c.isspace() for c in token):
-        raise UserError(f"The token in {path} must have at least 16 letters and digits and no spaces; delete the file, "
-                        "and the command creates a good one.")  # fmt: skip
+        raise UserError(f"The token in {path} must have at least 16 letters and digits and no spaces; delete the "
+                        "file, and the command creates a valid one.")  # fmt: skip
     return token
 
 
@@ -150,13 +150,13 @@ def _print_welcome(args: argparse.Namespace, server: WorkerServer, token: str) -
         print(f"{word:<8} {scheme}://{replace(address, host=host)}")
     print(f"token    {'in ' + args.token_file if args.token_file else token}")
     if not address.is_loopback and not args.tls_cert:
-        print("warning  without --tls-cert and --tls-key, others in the network can read images and token; "
-              "serve like this only behind a proxy that uses TLS", file=sys.stderr)  # fmt: skip
+        print("warning  without --tls-cert and --tls-key, others on the network can read images and token; serve like "
+              "this only behind a proxy that uses TLS", file=sys.stderr)  # fmt: skip
     print("stop     with Ctrl+C", flush=True)
 
 
 def reachable_hosts(host: str) -> list[str]:
-    """Names and IP addresses under which others reach a server that listens at `host`.
+    """Names and IP addresses at which others reach a server that listens at `host`.
 
     0.0.0.0 and :: mean every network card, and cannot be entered as an address: others enter this computer's name or
     its IP address.
@@ -166,7 +166,7 @@ def reachable_hosts(host: str) -> list[str]:
     found = [socket.gethostname()]
     family = socket.AF_INET6 if host == "::" else socket.AF_INET
     with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
-        # This sends nothing; it asks which network card the system would use for an address reserved for examples.
+        # This sends nothing; it finds the network card that the system would use for an address reserved for examples.
         probe.connect(("2001:db8::1" if host == "::" else "192.0.2.1", 9))
         found.append(probe.getsockname()[0])
     return [name for name in dict.fromkeys(found) if name and name not in ("0.0.0.0", "::")] or ["127.0.0.1"]

@@ -1,4 +1,4 @@
-"""`samfinetune train`: adapt a model to annotated cases, with evidence of what that gains."""
+"""`samfinetune train`: adapt a model to annotated cases, with evidence of the gain."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ _EPILOG = """CASES is a folder with images/ and labels/ (or masks/), pairs of on
 labelsTr/; or a .csv of image,label[,patient].
 
 examples:
-  samfinetune train cases -o liver-adapter --label 1 --check    what would be done, and how long it would take here
+  samfinetune train cases -o liver-adapter --label 1 --check    the plan, and how long it would take here
   samfinetune train cases -o liver-adapter --label 1
   samfinetune train cases -o organs --label liver,spleen --preset balanced
   samfinetune train cases -o liver --shots 5                five cases for training, all others for testing
   samfinetune train train.csv --test val.csv -o prostate --label any
   samfinetune train cases -o liver-adapter --label 1 --resume    continue a stopped training
-  samfinetune train new-cases -o liver-2 --label 1 --start liver-adapter      learn on from an adapter
+  samfinetune train new-cases -o liver-2 --label 1 --start liver-adapter      continue from an adapter
   samfinetune segment scan.nrrd -o liver.nrrd --adapter liver-adapter --point -62,18,-40      use it
   torchrun --nproc-per-node 4 -m SAMFineTuneLib.cli train cases -o liver --label 1
 
@@ -45,7 +45,7 @@ def add_parser(subparsers) -> None:
     """Add `train`."""
     parser = subparsers.add_parser(
         "train",
-        help="adapt a model to annotated cases of one's own",
+        help="adapt a model to your own annotated cases",
         description="Fine-tune a model on annotated cases: an adapter with a card, evidence and a report.",
         epilog=_EPILOG,
     )
@@ -54,7 +54,7 @@ def add_parser(subparsers) -> None:
     add("-o", "--output", metavar="ADAPTER", required=True, help="folder for the adapter; must not exist")
     add("--label", metavar="1,2", help="labels to learn, by value or segment name; any: all labels as one; default: "
         "every label")  # fmt: skip
-    add("--test", metavar="CASES", help="cases, of other patients, to test on")
+    add("--test", metavar="CASES", help="cases of other patients to test on")
     add_match_labels(parser)
     add("--model", metavar="ID", default="compact", help="the base: a model's id or its folder (default: compact)")
     add("--preset", choices=("quick", "balanced", "thorough"), default="quick",
@@ -68,12 +68,12 @@ def add_parser(subparsers) -> None:
     add("--folds", type=int, metavar="K", help="folds of the cross-validation; 0: no evidence (default: by preset)")
     add("--name", help="name among the adapters of this computer (default: the name of its folder)")
     add("--no-add", action="store_true", help="leave it in its folder; `samfinetune adapters import` adds it later")
-    start = add("--start", metavar="ADAPTER", help="learn on from an adapter of the same base, labels and method, as "
+    start = add("--start", metavar="ADAPTER", help="continue from an adapter of the same base, labels and method, as "
         "`samfinetune adapters list` prints it, or its folder (default: from the base)")  # fmt: skip
     start.completer = adapter_names
     add("--resume", action="store_true", help="continue an interrupted training")
     add("--check", action="store_true",
-        help="only show what would be done or refused, and how long it would take here")  # fmt: skip
+        help="only check, and show the plan and how long it would take here")  # fmt: skip
     add("--json-progress", action="store_true", help="print progress as one JSON object on each line of stdout")
     more = parser.add_argument_group("details")
     add = more.add_argument
@@ -138,13 +138,13 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def _check(args: argparse.Namespace) -> int:
-    """Show what would be done; refuse what `_train` would refuse."""
+    """Show the plan; refuse whatever `_train` would refuse."""
     from SAMFineTuneLib.cases.case_survey import survey
 
     settings, store, cases, test, start = _asked(args)
     try:
         _require_packages()
-    except UserError:  # the cases can be shown all the same
+    except UserError:  # the cases can be shown nevertheless
         exclusive = "automatic" in settings.heads
         show_cases(args, cases, test, survey([*cases, *test], settings.labels, exclusive=exclusive))
         raise
@@ -169,7 +169,8 @@ def _asked(
     args: argparse.Namespace,
 ) -> tuple[TrainingSettings, AdapterStore, tuple[Case, ...], tuple[Case, ...], AdapterFolder | None]:
     """Settings, adapters of this computer, cases, test cases, and the adapter to start from; UserError for mistakes
-    that can be seen at once."""
+    that can be found at once.
+    """
     from SAMFineTuneLib.cases.cases import find_cases
     from SAMFineTuneLib.models.adapters.adapter_store import AdapterStore
 
@@ -206,7 +207,7 @@ def _train(args: argparse.Namespace) -> int:
     base, begun = Store().find(args.model), working_folder(args.output) / STATE
 
     def stopped() -> str:
-        how = "go on with the same command and --resume" if begun.exists() else "nothing was learned yet"
+        how = "continue with the same command and --resume" if begun.exists() else "nothing was learned yet"
         return f"stopped; {how}."
 
     def tell(progress: TrainingProgress) -> None:

@@ -40,7 +40,7 @@ def show_cases(args: argparse.Namespace, cases: Sequence[Case], test: Sequence[C
 
 
 def outline(plan: Plan) -> dict[str, Any]:
-    """What would be done, as values for JSON."""
+    """The plan, as values for JSON."""
     return {"base": plan.base.spec.id, "preset": plan.settings.preset, "device": plan.device,
             "trainings": len(plan.trainings), "steps": list(plan.steps), "bytes": plan.bytes_needed,
             "split": [{"learn": len(fold.train), "validate": len(fold.test), "test": len(test)}
@@ -53,7 +53,7 @@ def _trainings(plan: Plan) -> list[tuple[Fold, tuple[Case, ...]]]:
 
 
 def show_plan(plan: Plan) -> None:
-    """Print what would be done."""
+    """Print the plan."""
     settings, spec = plan.settings, plan.base.spec
     print(f"base        {spec.id} ({spec.name})")
     if plan.start is not None:
@@ -84,7 +84,7 @@ def _named(cases: Sequence[Case]) -> str:
 
 
 def show_result(result: Result, args: argparse.Namespace, added: str, note: str) -> None:
-    """Print what was learned, and where it lies.
+    """Print the result, and where it lies.
 
     Args:
         result: of the training.
@@ -127,7 +127,7 @@ class TrainingOutput(ProgressLine):
         self._steps = 0
 
     def plan(self, plan: Plan) -> None:
-        """What will be done."""
+        """Print the plan."""
         if self._json:
             emit({"event": "plan", **outline(plan), "notes": list(plan.found.notes)})
             return

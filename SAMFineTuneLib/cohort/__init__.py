@@ -1,1 +1,1 @@
-"""Many cases of one project: which are annotated, what is proposed for the others, and which comes next."""
+"""Many cases of one project: which are annotated, what an adapter proposes for the others, and which comes next."""

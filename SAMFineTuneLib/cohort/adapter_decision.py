@@ -1,13 +1,13 @@
 """Decides which of a training's candidates is kept, and whether it replaces a cohort's adapter in use.
 
-What the candidates propose for the held-out cases, as whole volumes, is compared with what was accepted, and the better
-one is kept. It replaces the adapter in use when its mean Dice over the patients compared is higher. This is not proof:
-both of two patients gain by chance one time in four, so that their interval says little, and waiting for six who all
-gain would mean learning nothing from the first twenty cases. Replacing an adapter by an equally good one costs little,
-and no training puts one in use that is worse for those who judge. The interval is told, and whether chance may explain
-it. As the better of two is chosen by the patients that judge it, its figure is a little too high. The first adapter is
-used when it finds at least one structure with a mean Dice above one half: from there on it is less work to correct a
-proposal than to draw.
+The candidates' proposals for the held-out cases, as whole volumes, are compared with the accepted labels, and the
+better candidate is kept. It replaces the adapter in use when its mean Dice over the patients compared is higher. This
+is not proof: both of two patients gain by chance one time in four, so that their interval says little, and waiting for
+six who all gain would mean learning nothing from the first twenty cases. Replacing an adapter by an equally good one
+costs little, and no training puts one in use that is worse for the held-out patients. The sentence gives the interval,
+and says whether chance may explain the gain. As the same patients choose the better of two candidates, its figure is a
+little too high. The first adapter is used when it finds at least one structure with a mean Dice above one half: from
+there on, correcting a proposal is less work than drawing.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from SAMFineTuneLib.metrics.patient_statistics import Difference
 
 _USEFUL = 0.5  # mean Dice from which on correcting a proposal is less work than drawing
-_SURE = 6  # patients who all gain, which by chance they or their opposite do one time in thirty-two
+_SURE = 6  # patients who all gain, or all lose, by chance one time in thirty-two
 
 Dice = Mapping[str, Mapping[str, float | None]]
 """By case and label: Dice of the whole volume, None where neither proposal nor reference holds anything."""
@@ -35,10 +35,10 @@ def decide(
     candidates: Mapping[str, Dice], before: Dice | None, patients: Mapping[str, str], learned: tuple[str, ...],
     number: int,
 ) -> TrainedAdapter:  # fmt: skip
-    """Choose the better candidate, and say whether it replaces the adapter in use (see the module).
+    """Choose the better candidate, and decide whether it replaces the adapter in use (see the module).
 
     Args:
-        candidates: by what each started from, Dice of its proposals for the cases compared.
+        candidates: Dice of each candidate's proposals for the cases compared, by what it started from.
         before: the same of the adapter in use; None when there is none.
         patients: the patient of each case.
         learned: keys of the cases that taught.
@@ -89,15 +89,15 @@ def _about_first(dice: Mapping[str, float], patients: int, in_use: bool) -> str:
 
 def _about_gain(gain: Difference | None, in_use: bool) -> str:
     if gain is None:
-        return "Nothing could be compared, so the adapter before stays in use."
+        return "Nothing could be compared, so the previous adapter stays in use."
     change = f"{'gained' if gain.mean > 0 else 'lost'} {abs(gain.mean):.3f} Dice"
     span = ""
     if gain.low is not None:
         by_chance = gain.low <= 0 <= gain.high or gain.patients < _SURE
         chance = f"; with {gain.patients} patients it may be chance" if by_chance else ""
         span = f" (95 % interval {gain.low:+.3f} to {gain.high:+.3f}{chance})"
-    result = "so it replaces the adapter before" if in_use else "so the adapter before stays in use"
-    return f"Its proposals for {_held(gain.patients)} {change} over those of the adapter before{span}, {result}."
+    result = "so it replaces the previous adapter" if in_use else "so the previous adapter stays in use"
+    return f"Its proposals for {_held(gain.patients)} {change} over those of the previous adapter{span}, {result}."
 
 
 def about_left_out(left_out: int) -> str:

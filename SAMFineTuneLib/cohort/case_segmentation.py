@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from SAMFineTuneLib.images import Volume
     from SAMFineTuneLib.inference.predictor import Predictor
 
-_LOOKED_AT = 12  # slices of a case that its pooled embedding is of
+_LOOKED_AT = 12  # slices of a case over which its embedding is pooled
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def segment_case(job: CaseJob, cancelled: Callable[[], bool] = lambda: False) ->
         raise
     except UserError as error:
         return SegmentedCase(problem=str(error))
-    except Exception as error:  # of any kind, such as a file that a library cannot read: the other cases go on
+    except Exception as error:  # of any kind, for example from a library that cannot read a file: the other cases go on
         return SegmentedCase(problem=f"Segmenting it failed ({type(error).__name__}: {error}).")
 
 
@@ -164,5 +164,5 @@ def _predictor(model, device: str, threads: int | None, adapter=None) -> Predict
     from SAMFineTuneLib.inference.engine import open_engine
     from SAMFineTuneLib.inference.predictor import Predictor
 
-    # Nobody looks at these slices twice, so that they would only displace others in the cache on disk.
+    # These slices are never needed again and would only displace others from the cache on disk.
     return Predictor(open_engine(model, device, adapter=adapter, threads=threads), EmbeddingCache(memory_bytes=0))

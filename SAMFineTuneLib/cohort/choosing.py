@@ -12,7 +12,7 @@ begun on.
 
 `teaching` multiplies doubt with the distance to the nearest such case (core-set selection: Sener and Savarese 2018), in
 the space of pooled embeddings (`FEATURES`), each number of which is divided by its standard deviation over the cohort.
-NumPy alone: nothing is computed here that would need a model.
+NumPy alone: nothing here needs a model.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ def features_file(cohort: Cohort, key: str) -> Path:
 def next_case(
     cohort: Cohort, way: str = "random", by: str = "", without: Collection[str] = ()
 ) -> Choice | None:
-    """Choose the next case among those that are neither accepted nor refused nor taken by somebody else. Those with an
-    image in trouble come last.
+    """Choose the next case among those that are neither accepted, refused nor taken by somebody else. Cases whose image
+    has a problem come last.
 
     Args:
         cohort: the cohort.
         way: one of WAYS.
-        by: the random word of the one who asks, see `review.take`.
+        by: the random word of the reviewer who asks, see `review.take`.
         without: keys of further cases to leave out, such as those that were skipped, or the present one.
 
     Returns:
@@ -82,7 +82,7 @@ def next_case(
         return Choice(random.choice(left), f"It was chosen at random among the {counted(len(left), 'case')} left.")
     proposed = [case for case in left if case.proposal is not None]
     if not proposed:
-        return Choice(left[0], "It is the first one left; nothing is proposed yet that one could choose by.")
+        return Choice(left[0], "It is the first one left; without proposals there is nothing to choose by.")
     if way == "easiest":
         case = max(proposed, key=lambda one: one.proposal.lowest)
         return Choice(case, f"Its proposal is nearest to done: {_expected(case)}.")
@@ -91,7 +91,7 @@ def next_case(
 
 
 def _most_teaching(cohort: Cohort, cases: Sequence[CohortCase], known: Sequence[CohortCase]) -> Choice:
-    """The case of the largest product of doubt and distance to those known."""
+    """The case with the largest product of doubt and distance to the known ones."""
     doubt = np.array([1 - np.mean([*case.proposal.confidence.values()] or [0.0]) for case in cases])
     distance = _distances(cohort, cases, known)
     if distance is None:
@@ -109,8 +109,9 @@ def _most_teaching(cohort: Cohort, cases: Sequence[CohortCase], known: Sequence[
 
 
 def _distances(cohort: Cohort, cases: Sequence[CohortCase], known: Sequence[CohortCase]) -> np.ndarray | None:
-    """Distance of each case to the nearest known one; that of a case without an embedding is the median. None where
-    none can be told."""
+    """Distance of each case to the nearest known one, the median for a case without an embedding. None where no
+    distance is known.
+    """
     found = {case.key: own for case in (*cases, *known) if (own := _features(cohort, case.key)) is not None}
     sizes = {own.shape for own in found.values()}
     near = [found[case.key] for case in known if case.key in found]

@@ -6,7 +6,8 @@
 | `nnunet` | `imagesTr/`, `labelsTr/` and `dataset.json`, as nnU-Net 2 reads them |
 | `dicom-seg` | a DICOM SEG of each case whose image is a DICOM series |
 
-All forms come with `provenance.json`: model, adapter and its digest, software. Who accepted a case is written nowhere.
+All forms come with `provenance.json`: model, adapter and its digest, software. The files do not say who accepted a
+case.
 """
 
 from __future__ import annotations
@@ -51,8 +52,8 @@ def export(
         cohort: the cohort.
         folder: a new or an empty folder; it appears complete or not at all.
         form: one of FORMS.
-        progress: told the number of cases that are done, of all, and the name of the next one.
-        tell: told sentences about cases that are left out.
+        progress: called with the number of finished cases, of all cases, and the name of the next one.
+        tell: called with sentences about cases that are left out.
         names: keys or names of the cases; default: all accepted ones.
 
     Returns:
@@ -103,9 +104,11 @@ def export(
 
 
 def file_names(cases: tuple[CohortCase, ...]) -> dict[str, str]:
-    """A name for the files of each case, by its key: the image's, with the beginning of the key where two share it."""
+    """A name for the files of each case, by its key: the image's name, followed by the beginning of the key where two
+    share it.
+    """
     words = {case.key: re.sub(r"[^\w.-]+", "_", case.name.removesuffix(_CHANNEL)).lstrip(".-") for case in cases}
-    plain = {key: word or key for key, word in words.items()}  # a dash would be an option to other programs
+    plain = {key: word or key for key, word in words.items()}  # other programs would take a leading dash for an option
     often = Counter(name.casefold() for name in plain.values())
     return {key: name if often[name.casefold()] == 1 else f"{name}_{key[:6]}" for key, name in plain.items()}
 

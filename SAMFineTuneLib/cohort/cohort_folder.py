@@ -3,13 +3,13 @@
 | in the folder | what it holds |
 |---|---|
 | `cohort.json` | labels, cases, adapters: `cohort_state.CohortState` |
-| `proposals/KEY/` | a label map that an adapter proposes, and how sure it is of each slice |
+| `proposals/KEY/` | a label map that an adapter proposes, and its confidence in each slice |
 | `corrected/KEY.nii.gz` | work on a case that is not accepted yet |
 | `accepted/KEY.nii.gz` | the accepted label map of a case |
 | `features/KEY.npy` | the pooled embedding of an image, by which cases are compared |
 | `adapters/N/` | the adapter of training N |
 | `training/` | a training that is not finished |
-| `judged/N/KEY/` | what it proposes for an accepted case held out, by which its confidence is calibrated |
+| `judged/N/KEY/` | its proposal for a held-out accepted case, which calibrates its confidence |
 | `added/KEY/` | an image that came through a server |
 
 A case's key is the beginning of its image's digest. Images are never altered, and apart from the path of each image,
@@ -37,7 +37,7 @@ from SAMFineTuneLib.typed_json import loaded
 
 STATE_FILE = "cohort.json"
 _PATIENCE = 20.0  # s to wait for another process that writes
-_CLOCKS_AGREE = 5.0  # s of difference that make none to who has a case; file times may be rounded to 2 s
+_CLOCKS_AGREE = 5.0  # s: smaller differences of clocks are ignored; file times may be rounded to 2 s
 
 
 class Cohort:
@@ -53,7 +53,7 @@ class Cohort:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder).expanduser()
         self._read: tuple[tuple[int, ...], CohortState] | None = None
-        self._ahead: float | None = None  # s by which the drive's clock is ahead of ours; None while nobody needs it
+        self._ahead: float | None = None  # s by which the drive's clock is ahead of ours; None until it is needed
         self.state  # noqa: B018 - refuses a folder that holds no cohort
 
     @classmethod
@@ -143,7 +143,7 @@ class Cohort:
             except OSError:
                 pass
             raise UserError(
-                f"The image of case {case.name} is not at “{path}”; if the images were moved, tell where they are with "
+                f"The image of case {case.name} is not at “{path}”; if the images were moved, say where they are with "
                 "“samfinetune cohort locate”."
             )
         return path
@@ -153,7 +153,7 @@ class Cohort:
         return self.folder / "added" / key
 
     def proposal(self, key: str) -> Path:
-        """Folder of what is proposed for a case."""
+        """Folder of the proposal for a case."""
         return self.folder / "proposals" / key
 
     def corrected(self, key: str) -> Path:
@@ -169,8 +169,8 @@ class Cohort:
         path = self.accepted(case.key)
         if not path.exists():
             raise UserError(
-                f"The accepted labels of case {case.name} are not at “{path}”; put them back, or take back that it was "
-                "accepted with “samfinetune cohort reopen”."
+                f"The accepted labels of case {case.name} are not at “{path}”; put them back, or undo the "
+                "acceptance with “samfinetune cohort reopen”."
             )
         return path
 
@@ -180,15 +180,15 @@ class Cohort:
 
 
 def require_no_cohort(folder: Path) -> None:
-    """UserError when a folder holds a cohort."""
+    """Raise UserError when a folder holds a cohort."""
     if (folder / STATE_FILE).exists():
         raise UserError(f"“{folder}” already holds a cohort; choose another folder, or go on with that one.")
 
 
 def _exists(image: Path) -> bool:
-    """Whether an image is there; the choice of a DICOM series may follow its name behind a #."""
+    """Whether an image exists; its name may be followed by a # and the choice of a DICOM series."""
     places = (image, image.with_name(image.name.partition("#")[0])) if "#" in image.name else (image,)
-    return any(map(os.path.exists, places))  # unlike Path's, it does not raise where looking is not permitted
+    return any(map(os.path.exists, places))  # unlike Path's, it does not raise without permission
 
 
 @contextmanager
@@ -210,8 +210,9 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _drive_ahead(folder: Path) -> float:
-    """Seconds by which the clock that gives files in a folder their times, perhaps a server's, is ahead of ours; 0
-    where that is little, or nothing can be written."""
+    """Seconds by which the clock behind a folder's file times, perhaps a server's, is ahead of ours; 0 where that is
+    little, or nothing can be written.
+    """
     probe = beside(folder / "clock")
     try:
         probe.write_bytes(b"\0")
@@ -225,7 +226,7 @@ def _drive_ahead(folder: Path) -> float:
 
 
 def _later(state: CohortState, seconds: float) -> CohortState:
-    """A state whose leases end so much later."""
+    """A copy of a state whose leases end so much later."""
     if not seconds:
         return state
     leases = ((case, case.lease and replace(case.lease, until=case.lease.until + seconds)) for case in state.cases)

@@ -17,9 +17,9 @@ def renumbered(
 
     Args:
         array: whole numbers [k, j, i].
-        meaning: what they mean, as far as their file tells.
+        meaning: what they mean, as far as their file says.
         known: value → name of the cohort's structures.
-        more: whether structures that are not known are added to them, rather than refused.
+        more: whether unknown structures are added rather than refused.
 
     Returns:
         The label map uint16, and the structures.

@@ -1,7 +1,7 @@
 """The report of a cohort: `index.html`, which opens offline, and its figures as `cases.csv`.
 
-It tells how near proposals came to what was accepted, case by case in the order of acceptance, and what accepting took.
-Cases are called by their keys; nothing in it names a patient.
+It shows how close proposals came to the accepted labels, case by case in the order of acceptance, and how much work
+accepting took. Cases are called by their keys; nothing in it names a patient.
 """
 
 from __future__ import annotations
@@ -39,8 +39,9 @@ _MOST_CURVES, _MEAN = 6, "mean of five cases"
 
 @dataclass(frozen=True)
 class Compared:
-    """An accepted case, and how near its proposal was; both empty for a case that was not proposed, or only by an
-    adapter that had learned from it."""
+    """An accepted case, and how close its proposal was; both are empty for a case without a proposal, or with one by an
+    adapter that had learned from it.
+    """
 
     case: CohortCase
     dice: Mapping[str, float]
@@ -66,7 +67,7 @@ def write_report(
     Args:
         cohort: the cohort.
         folder: where it goes; an earlier report there is replaced.
-        progress: told the number of cases that are done, of all, and the name of the next one.
+        progress: called with the number of finished cases, of all cases, and the name of the next one.
 
     Returns:
         The page.
@@ -118,7 +119,7 @@ def _compare(cohort: Cohort, case: CohortCase) -> Compared:
 
 
 def headline(compared: Sequence[Compared]) -> str:
-    """How good proposals are now and were at first, and what a case takes, in words."""
+    """How good proposals are now and were at first, and how much work a case takes, in words."""
     count = len(compared)
     begin = f"{counted(count, 'case')} {'are' if count != 1 else 'is'} accepted"
     known = [one.mean for one in compared if one.mean is not None]

@@ -1,4 +1,4 @@
-"""What a cohort's `cohort.json` holds: labels, cases and how far each of them is, and the adapters trained on them."""
+"""What a cohort's `cohort.json` holds: labels, cases with their states, and the adapters trained on them."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from SAMFineTuneLib.typed_json import made
 
 STATES = ("untouched", "proposed", "corrected", "accepted", "refused")
 LEASE = 600.0
-"""Seconds for which a case stays taken after the last sign of the one who works on it."""
+"""Seconds for which a case stays taken after the last sign of its reviewer."""
 LEASE_ON_SERVER = 60.0
-"""The same for a window on a server's cohort, of which the server hears every second."""
+"""The same for a window on a server's cohort, which reports to the server every second."""
 _FORMAT, _READABLE = 2, (1, 2)
 _ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".png", ".jpg", ".jpeg", ".dcm")
 _LARGEST_LABEL = 2**16 - 1
@@ -44,14 +44,14 @@ class Proposal:
 
 @dataclass(frozen=True)
 class Review:
-    """What accepting a case took. A case that is reopened keeps it, and accepting it again adds to it."""
+    """The work of accepting a case. A reopened case keeps it, and accepting it again adds to it."""
 
     order: int
     """Its place in the order in which cases were accepted for the first time, from 1."""
     seconds: float | None = None
     """Working time; None where it was not measured."""
     prompts: int | None = None
-    """Points, boxes and other prompts that were placed; None where they were not counted."""
+    """Number of prompts placed; None where they were not counted."""
     dice: Mapping[str, float] = field(default_factory=dict)
     """Label → Dice of the proposal with what was accepted; empty where nothing was proposed, or the adapter had learned
     from the case."""
@@ -65,18 +65,18 @@ class Lease:
     by: str
     until: float
     process: str = ""
-    """The process with whose end it ends as well, see `process_lock.this_process`; "" for none."""
+    """The process whose end also ends the lease, see `process_lock.this_process`; "" for none."""
 
 
 @dataclass(frozen=True)
 class CohortCase:
-    """An image of the cohort and how far it is."""
+    """An image of the cohort and its state."""
 
     key: str
     image: str
     """Path of the file or DICOM folder, relative to the cohort's images."""
     patient: str
-    """A digest that is equal for the cases of one patient, and belongs to this cohort alone."""
+    """A digest that is equal for the cases of one patient, and differs from those of other cohorts."""
     state: str = "untouched"
     proposal: Proposal | None = None
     review: Review | None = None
@@ -84,7 +84,7 @@ class CohortCase:
     problem: str = ""
     """Why proposing failed, as a sentence."""
     stamp: str = ""
-    """Sizes and times of the image's files when it was last known to be the same, see `image_check`."""
+    """Sizes and times of the image's files when it was last known to be unchanged, see `image_check`."""
     trouble: str = ""
     """What is wrong with the image: one of `image_check.TROUBLES`, or ""."""
 
@@ -108,9 +108,9 @@ class TrainedAdapter:
     learned: tuple[str, ...]
     """Keys of the cases that it learned from."""
     held_out: tuple[str, ...]
-    """Keys of the cases held out, from which no adapter learned: those that judged it, and maybe others."""
+    """Keys of the held-out cases, from which no adapter learned: those that judged it, and possibly others."""
     start: str
-    """`base`, or `adapter N` where it went on from an earlier one."""
+    """`base`, or `adapter N` if it continued from an earlier one."""
     dice: Mapping[str, float]
     """Label → mean Dice of its proposals for the cases that judged it."""
     dice_before: Mapping[str, float]
@@ -170,7 +170,7 @@ class CohortState:
 
     @property
     def adapter(self) -> TrainedAdapter | None:
-        """The adapter in use: the last one that the evidence let in."""
+        """The adapter in use: the last one that the evidence supported."""
         return next((one for one in reversed(self.adapters) if one.in_use), None)
 
     def taught(self, case: CohortCase) -> bool:
@@ -202,7 +202,7 @@ def parsed(values: dict[str, Any], path: Path) -> CohortState:
         raise ValueError("label values")
     names = {name.strip().casefold() for name in state.labels.values()}
     if len(names) < len(state.labels) or "" in names:
-        raise UserError(f"“{path}” gives several labels one name, or a label none; give each a name of its own there.")
+        raise UserError(f"“{path}” gives two labels the same name, or a label no name; give each its own there.")
     for name in names:
         check_name(name)
     bytes.fromhex(state.salt)

@@ -1,9 +1,9 @@
-"""How far a proposal can be trusted, slice by slice and label by label: the Dice that is to be expected.
+"""How far a proposal can be trusted, slice by slice and label by label, as the expected Dice.
 
 The automatic head gives each pixel a share for every class. If the shares were right, a mask's expected Dice would
 follow from them. They seldom are, so that a logistic map weighs it together with two further signals of the slice. It
-is calibrated on what was proposed for accepted cases and what was accepted (`calibrate`); the fewer there are, the
-nearer it stays to a map of other data. `Testing/benchmarks/cohort_confidence.py` measures it.
+is calibrated on the proposals and accepted labels of accepted cases (`calibrate`); the fewer there are, the closer it
+stays to a map fitted to other data. `Testing/benchmarks/cohort_confidence.py` measures it.
 
 NumPy alone, because the panel's strip reads confidence in Slicer's Python.
 """
@@ -35,7 +35,7 @@ _PRIOR = 4.0  # how strongly few cases are kept near the map of other data; 2 to
 _STEPS, _LONGEST = 30, 2.0  # of Newton's method
 _APART = 3  # slices: nearer ones are seen together
 _LEAST = 0.01  # shares are kept this far from 0 and 1
-_PRESENT = 0.1  # probability of a structure from which on a slice without a mask is told
+_PRESENT = 0.1  # probability of a structure above which a slice without a mask is reported
 
 
 def signals_of(mask: np.ndarray, shares: np.ndarray, before: np.ndarray | None) -> tuple[float, ...]:
@@ -52,7 +52,7 @@ def signals_of(mask: np.ndarray, shares: np.ndarray, before: np.ndarray | None) 
 
 @dataclass(frozen=True)
 class Confidence:
-    """The Dice to expect of a proposal, by label and slice."""
+    """The expected Dice of a proposal, by label and slice."""
 
     orientation: str
     """Of its slices: `axial`, `coronal` or `sagittal`."""
@@ -85,7 +85,7 @@ class Calibration:
     found: tuple[float, ...] = (0.2, 1.0, 0.2, 1.0)
     missing: tuple[float, ...] = (-1.7, 1.0, 2.6)
     present: Mapping[str, float] = field(default_factory=dict)
-    """Label → share of the cases that have it; where that is not known, all are taken to."""
+    """Label → share of the cases that have it; 1 where that is not known."""
 
 
 @dataclass(frozen=True)
@@ -105,9 +105,9 @@ class Judged:
         """Compare two label maps [k, j, i], slice by slice.
 
         Args:
-            signals: what the model said of the slices of the proposal.
+            signals: the model's signals for the slices of the proposal.
             proposed: the proposal.
-            accepted: what the reader made of it.
+            accepted: the accepted label map.
             axis: of the arrays, along which slices are counted.
             labels: names by value.
         """
@@ -145,8 +145,8 @@ def calibrate(cases: Sequence[Judged]) -> Calibration:
 def _fit(features: np.ndarray, target: np.ndarray, prior: np.ndarray) -> np.ndarray:
     """Weights (f,) of the logistic map of features (n, f) to shares (n,), pulled towards a prior.
 
-    All but the constant's stay positive, since a surer signal never makes a worse slice: what few cases say of slices
-    that are unlike theirs would otherwise turn round.
+    All but the constant's stay positive, because a stronger signal never means a worse slice; fitted to few cases, the
+    map could otherwise turn round for slices unlike theirs.
     """
     free = np.ones(len(prior), bool)
     while True:
@@ -173,12 +173,12 @@ def _newton(features: np.ndarray, target: np.ndarray, prior: np.ndarray) -> np.n
 def expected(
     signals: Signals, orientation: str, calibration: Calibration | None = None
 ) -> tuple[Confidence, dict[str, float]]:
-    """The confidence that signals give.
+    """The confidence that follows from signals.
 
     Args:
-        signals: what the model said of each slice, by label.
+        signals: the model's signals for each slice, by label.
         orientation: along which its slices lie.
-        calibration: of this cohort; None is the one that this package ships.
+        calibration: of this cohort; None means the one that this package ships.
 
     Returns:
         The confidence, and the expected Dice of each whole structure; of one that is found nowhere the probability that
@@ -202,8 +202,9 @@ def expected(
 
 
 def _of_found(rows: np.ndarray) -> np.ndarray:
-    """What the map weighs on slices with a mask (n, 4): 1, the logits of the Dice that the shares give and of the
-    mask's Dice with the more similar neighbour, and how large the mask is beside the largest."""
+    """Features of slices with a mask (n, 4): 1, the logits of the Dice that the shares give and of the mask's Dice with
+    the more similar neighbour, and how large the mask is beside the largest.
+    """
     area, mass, inside, _, shared = rows.T
     own = 2 * inside / np.maximum(area + mass, 1)
     before = 2 * shared[1:] / np.maximum(area[1:] + area[:-1], 1)
@@ -212,8 +213,9 @@ def _of_found(rows: np.ndarray) -> np.ndarray:
 
 
 def _of_missing(rows: np.ndarray) -> np.ndarray:
-    """What the map weighs on slices without a mask (n, 3): 1, the logit of the largest share, and how large the larger
-    neighbour's mask is beside the largest."""
+    """Features of slices without a mask (n, 3): 1, the logit of the largest share, and how large the larger neighbour's
+    mask is beside the largest.
+    """
     size = _size(rows[:, 0])
     neighbour = np.maximum(np.append(0, size[:-1]), np.append(size[1:], 0))
     return np.stack([np.ones(len(rows)), _logit(rows[:, COLUMNS.index("peak")]), neighbour], axis=1)
@@ -245,7 +247,7 @@ def as_text(confidence: Confidence) -> str:
 def doubtful_places(confidence: Confidence) -> list[tuple[str, int, float]]:
     """Where to look: (label, slice, expected Dice) of doubtful slices, worst first, label by label, worst label first.
 
-    Of doubtful slices that lie close together only the worst is a place.
+    Of doubtful slices that lie close together, only the worst is listed.
     """
     found = {}
     for label, own in confidence.slices.items():

@@ -1,4 +1,4 @@
-"""Makes a cohort of images, adds images to one, and finds moved images again."""
+"""Makes a cohort from images, adds images to one, and finds moved images again."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def create_cohort(
     model: str = "compact",
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> NewCohort:
-    """Make a cohort: read each image once for its digest, and accept the labels that are there.
+    """Make a cohort: read each image once for its digest, and accept existing labels.
 
     Args:
         folder: where the cohort is kept; must not hold one.
         images: its images, from `find_images`.
-        labels: names of the structures, for label values from 1; without any, those of the labels that are there.
+        labels: names of the structures, for label values from 1; by default those of the existing labels.
         model: id or folder of the model that adapters are trained from.
-        progress: told how many images are read, and how many there are.
+        progress: called with the number of images read, and of all.
 
     Returns:
         The cohort, and notes: on images that cannot be read or occur twice and are left out, and on what is unusual
@@ -64,8 +64,8 @@ def create_cohort(
     names = dict(enumerate(given, start=1))
     if not all(given) or len({name.casefold() for name in given}) < len(given):
         told = ", ".join(f"“{name}”" for name in given)
-        raise UserError(f"The structures of label values 1, 2, … need a name each, and are called {told}; give all a "
-                        "name of their own.")  # fmt: skip
+        raise UserError(f"Each label value 1, 2, … needs a name of its own, but they are called {told}; give each "
+                        "a different one.")  # fmt: skip
     for name in given:
         check_name(name)
     root = _common_folder([one.image for one in images])
@@ -113,7 +113,7 @@ def locate_images(
         try:
             where[read_volume(one.image).digest[:SHORT]] = one.image
         except UserError:
-            continue  # what cannot be read is not one of the cohort's
+            continue  # a file that cannot be read is none of the cohort's
     progress(len(images), len(images))
 
     def moved(state: CohortState) -> CohortState:
@@ -189,15 +189,16 @@ def _dicom_patient(volume: Volume) -> str:
 
 @lru_cache
 def patient_digest(patient: str, salt: str) -> str:
-    """A digest of a patient: salted, so that those of two cohorts cannot be compared, and slow, so that it takes long
-    to try numbers. Cohorts from before there was a salt keep the plain one."""
+    """A digest of a patient: salted, so that two cohorts cannot be compared, and slow, so that guessing numbers takes
+    long. Cohorts from before salts keep the plain one.
+    """
     if not salt:
         return hashlib.sha256(patient.encode()).hexdigest()[:SHORT]
     return hashlib.scrypt(patient.encode(), salt=bytes.fromhex(salt), n=2**14, r=8, p=1).hex()[:SHORT]
 
 
 def _accepted(case: CohortCase, labelled: Case, folder: Path, named: bool, read: _Read) -> CohortCase:
-    """A case with its labels accepted; as it is, with a note, where they cannot be used."""
+    """A case with its labels accepted; unchanged, with a note, if they cannot be used."""
     try:
         annotated = labelled.read()
         array, read.names = renumbered(annotated.labels, annotated.meaning, read.names, more=not named)
@@ -213,7 +214,7 @@ def _accepted(case: CohortCase, labelled: Case, folder: Path, named: bool, read:
 
 
 def about_labels(name: str, annotated: Annotated) -> list[str]:
-    """Sentences about what became of the labels of an image when they were read."""
+    """Sentences about how the labels of an image were read."""
     notes = (note for note in annotated.notes if note not in annotated.volume.warnings)
     return [f"The labels of {name}: {within_sentence(note)}" for note in notes]
 
@@ -222,7 +223,7 @@ def about_labels(name: str, annotated: Annotated) -> list[str]:
 
 
 def _common_folder(paths: Sequence[Path]) -> Path:
-    """The folder that holds all paths; the first one's own where they lie on several drives."""
+    """The folder that contains all paths; that of the first one if they lie on several drives."""
     try:
         return Path(os.path.commonpath([path.parent.resolve() for path in paths]))
     except ValueError:
@@ -230,8 +231,8 @@ def _common_folder(paths: Sequence[Path]) -> Path:
 
 
 def _beneath(root: Path, path: Path) -> str:
-    """A path from a folder, with / between its parts; in full on another drive."""
-    path = path.parent.resolve() / path.name  # not what a link points to, which may have another name
+    """A path relative to a folder, with / between its parts; absolute on another drive."""
+    path = path.parent.resolve() / path.name  # not the target of a link, which may have another name
     try:
         return Path(os.path.relpath(path, root.resolve())).as_posix()
     except ValueError:

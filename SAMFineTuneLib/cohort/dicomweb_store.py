@@ -1,8 +1,8 @@
 """A DICOMweb server (PACS, Orthanc, …): lists series, fetches them into a folder, and stores DICOM SEG.
 
-dicomweb-client speaks QIDO-RS, WADO-RS and STOW-RS. Whoever signs in is taken from the environment or asked for, and
-written nowhere. Certificates are verified. A series appears in the folder when it is whole, under a digest of its UID;
-what was fetched of one that is not whole lies in a hidden folder, from which the next fetch goes on.
+dicomweb-client speaks QIDO-RS, WADO-RS and STOW-RS. User and password are taken from the environment or asked for, and
+never written to a file. Certificates are verified. A series appears in the folder once it is complete, under a digest
+of its UID; an incomplete one lies in a hidden folder, from which the next fetch continues.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from SAMFineTuneLib.files import atomic_write, require_writable
 TOKEN, USER, PASSWORD = "SAMFINETUNE_DICOMWEB_TOKEN", "SAMFINETUNE_DICOMWEB_USER", "SAMFINETUNE_DICOMWEB_PASSWORD"
 """Variables that hold a token, or a user's name and password."""
 PATIENT = "SAMFINETUNE_DICOMWEB_PATIENT"
-"""A variable by which the panel hands over the PatientID whose series it asks for, so that it is written nowhere."""
+"""A variable in which the panel passes the PatientID to search for, so that it is never written to a file."""
 _SHORT = 12  # digits of a digest
+_GIVE_CERTIFICATE = "give the certificate (.pem) of the authority that signed the server's"
 _FIELDS = {"study": "0020000D", "series": "0020000E", "modality": "00080060", "description": "0008103E",
            "images": "00201209"}  # fmt: skip
 _IMAGE = "00080018"  # SOPInstanceUID
@@ -31,7 +32,7 @@ _NOT_IMAGES = ("SEG", "SR", "PR", "KO", "RTSTRUCT", "RTPLAN", "RTDOSE", "REG", "
 
 
 def is_private(url: str) -> bool:
-    """Whether nobody on the network can read what is sent to an address."""
+    """Whether connections to an address are encrypted, or do not leave this computer."""
     parts = urlsplit(url)
     return parts.scheme == "https" or parts.hostname in ("localhost", "127.0.0.1", "::1")
 
@@ -62,11 +63,11 @@ class DicomwebStore:
         url: the address of its DICOMweb service, such as https://pacs.hospital/dicom-web.
         token: sent as a bearer token.
         user: name and password, when there is no token.
-        certificate: file (.pem) of the authority that signed the server's certificate, where this computer does not
-            know it.
+        certificate: file (.pem) of the authority that signed the server's certificate, if this computer does not know
+        it.
 
     Raises:
-        UserError: without the package, and for an address that is none or holds a password.
+        UserError: without the package, and for an address that is invalid or contains a password.
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class DicomwebStore:
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise UserError(f"“{url}” is not the address of a DICOMweb service, such as https://pacs.hospital/dicom-web.")
         if "@" in parts.netloc:
-            raise UserError("Leave user and password out of the address; give them apart from it.")
+            raise UserError("Leave user and password out of the address; give them separately.")
         self._host = parts.netloc
         session = requests.Session()
         if certificate:
@@ -91,16 +92,18 @@ class DicomwebStore:
                 ssl.create_default_context(cafile=trusted)
             except OSError as error:
                 reason = "holds no certificate" if isinstance(error, ssl.SSLError) else "cannot be read"
-                raise UserError(f"“{certificate}” {reason}; give the certificate (.pem) of who signed it.") from error
-            settings = session.merge_environment_settings  # in which REQUESTS_CA_BUNDLE goes before a session's own
+                raise UserError(f"“{certificate}” {reason}; {_GIVE_CERTIFICATE}.") from error
+            settings = session.merge_environment_settings  # in which REQUESTS_CA_BUNDLE overrides a session's own
             session.merge_environment_settings = lambda *given: {**settings(*given), "verify": trusted}
         session.auth = _bearer(token) if token else user
         self._client = DICOMwebClient(url.rstrip("/"), session=session)
-        self._client.set_http_retry_params(max_attempts=3, wait_exponential_multiplier=250)  # not for half a minute
+        # The default would go on for half a minute.
+        self._client.set_http_retry_params(max_attempts=3, wait_exponential_multiplier=250)
 
     def list_series(self, filters: Mapping[str, str] | None = None) -> list[RemoteSeries]:
-        """The image series on the server that fit DICOM attributes, such as {"Modality": "CT"}; UserError when it
-        cannot be asked."""
+        """The image series on the server that match DICOM attributes, such as {"Modality": "CT"}; UserError when it
+        cannot be reached.
+        """
         found = self._found(
             _FIELDS["series"], self._client.search_for_series,
             search_filters=dict(filters or {}), fields=["NumberOfSeriesRelatedInstances", "SeriesDescription"],
@@ -113,18 +116,18 @@ class DicomwebStore:
     def fetch(
         self, series: RemoteSeries, folder: str | Path, progress: Callable[[int, int], None] = lambda done, total: None
     ) -> Path:
-        """Fetch a series into a folder of its own; one that is there already is not fetched again.
+        """Fetch a series into a folder of its own; an existing one is not fetched again.
 
         Args:
             series: the series.
             folder: where its folder goes.
-            progress: told how many images are there, and how many there are.
+            progress: called with the number of images fetched, and of all.
 
         Returns:
             The series' folder.
 
         Raises:
-            UserError: when the server refuses, or has no images of it; a later fetch goes on where this one stopped.
+            UserError: when the server refuses, or has no images of it; a later fetch continues where this one stopped.
             DiskError: when the disk refuses.
         """
         target = Path(folder) / series.folder
@@ -158,7 +161,7 @@ class DicomwebStore:
     def fetch_all(
         self, found: Sequence[RemoteSeries], folder: str | Path, progress: Callable[[int, int], None]
     ) -> None:
-        """Fetch several series, as `fetch` does; `progress` is told of the images of all."""
+        """Fetch several series, as `fetch` does; `progress` counts the images of all."""
         images, before = sum(one.images for one in found), 0
         for one in found:
             tell = lambda done, total, before=before: progress(before + done, max(images, before + total))  # noqa: E731
@@ -172,7 +175,7 @@ class DicomwebStore:
 
         Args:
             files: the files.
-            progress: told how many are stored, and how many there are; it may raise to stop.
+            progress: called with the number stored, and of all; it may raise to stop.
         """
         import pydicom
 
@@ -187,7 +190,7 @@ class DicomwebStore:
                 )
 
     def _found(self, unique: str, search: Callable[..., Any], *where: str, **options: Any) -> list[Mapping[str, Any]]:
-        """What a search finds, page by page until one brings nothing new: some servers know only one page."""
+        """The results of a search, page by page until one brings nothing new: some servers have only one page."""
         found: dict[str, Mapping[str, Any]] = {}
         while True:
             with self._in_words():
@@ -198,15 +201,15 @@ class DicomwebStore:
 
     @contextmanager
     def _in_words(self) -> Iterator[None]:
-        """What goes wrong between here and the server, as a sentence."""
+        """Raise what goes wrong between here and the server as a sentence."""
         import requests
 
         try:
             yield
         except requests.exceptions.SSLError as error:
             if "CERTIFICATE_VERIFY_FAILED" not in str(error):
-                raise UserError(f"“{self._host}” does not encrypt as https:// needs it; check the address.") from error
-            wrong, advice = "cannot be verified", "give the certificate (.pem) of who signed it"
+                raise UserError(f"“{self._host}” does not offer https:// encryption; check the address.") from error
+            wrong, advice = "cannot be verified", _GIVE_CERTIFICATE
             if "mismatch" in str(error):
                 wrong, advice = "is not issued for this name", "use the name that it is issued for"
             raise UserError(f"The certificate of “{self._host}” {wrong}; {advice}.") from error
@@ -221,7 +224,7 @@ class DicomwebStore:
             if isinstance(error, UserError):
                 raise
             raise UserError(
-                f"“{self._host}” does not answer as DICOMweb does; check that the address is its DICOMweb service."
+                f"“{self._host}” does not answer as a DICOMweb service; check that the address is right."
             ) from error
 
 
@@ -236,7 +239,7 @@ def _bearer(token: str) -> Callable[[Any], Any]:
 def _refusal(response: Any) -> str:
     code = getattr(response, "status_code", 0)
     if code in (401, 403):
-        return f"does not let you in ({code}); check the user and the password, or the token."
+        return f"refused the login ({code}); check the user and the password, or the token."
     if code == 404:
         return "does not have this (404); check the address and the UIDs."
     return f"refuses with {code}; try again later, or ask its administrator."

@@ -33,11 +33,11 @@ class FoundImage:
     labelled: Case | None = None
     patient: str = ""
     digested: str = ""
-    """What `patient_digest` made of the patient."""
+    """The result of `patient_digest`."""
     notes: tuple[str, ...] = ()
     """Sentences about how it was found."""
     beside: tuple[str, ...] = ()
-    """Sentences about what was left out beside it."""
+    """Sentences about files left out of its folder."""
 
 
 def find_images(source: str | Path, match: str = "") -> list[FoundImage]:

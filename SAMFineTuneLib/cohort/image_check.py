@@ -1,7 +1,7 @@
-"""Tells which images of a cohort were moved, are gone or have changed, without reading the voxels of the others.
+"""Finds the images of a cohort that were moved, are gone or have changed, without reading the voxels of the others.
 
-Each case keeps a stamp of its image's files: sizes and times. Only an image whose stamp is another one is read, and
-when its voxels are the same it gets the new stamp.
+Each case keeps a stamp of its image's files: sizes and times. Only an image whose stamp differs is read, and if its
+voxels are the same it gets the new stamp.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from SAMFineTuneLib.images.read_image import split_choice
 TROUBLES = {
     "moved": "its image was moved, to another place in the folder of images",
     "gone": "its image is gone",
-    "changed": "its image has changed since it came into the cohort",
-    "unreadable": "its image cannot be read any more, or you are not permitted to",
+    "changed": "its image has changed since it was added to the cohort",
+    "unreadable": "its image can no longer be read, or you lack permission",
 }
-"""What can be wrong with the image of a case → the same in words."""
+"""Problems of the image of a case → the same in words."""
 
 
 def stamp_of(image: Path) -> str:
@@ -52,11 +52,11 @@ def _stamp(found: os.stat_result) -> str:
 
 
 def check_images(cohort: Cohort, progress: Callable[[int, int, str], None] = lambda done, total, name: None) -> None:
-    """Look at all images, and note what is wrong with them as the `trouble` of their cases, where that can be written.
+    """Check all images, and record problems as the `trouble` of their cases, if that can be written.
 
     Args:
         cohort: the cohort.
-        progress: told how many are looked at, how many there are, and the name of one that is read.
+        progress: called with the number checked, of all, and the name of one that is being read.
     """
     state, checked = cohort.state, {}
     for done, case in enumerate(state.cases):
@@ -81,7 +81,7 @@ def check_images(cohort: Cohort, progress: Callable[[int, int, str], None] = lam
 
 
 def _is_missing(image: Path) -> bool:
-    """Whether an image is not there, rather than out of reach."""
+    """Whether an image is gone, rather than out of reach."""
     try:
         split_choice(image)[0].stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -100,7 +100,7 @@ def _trouble(cohort: Cohort, case: CohortCase) -> str:
 
 
 def _stamps_below(folder: Path, wanted: set[str]) -> set[str]:
-    """Which of some stamps files and folders below a folder have."""
+    """The files and folders below a folder that have one of these stamps."""
     found = set()
     for place, _, names in os.walk(folder):
         found |= {stamp_of(Path(place, name)) for name in names} & wanted

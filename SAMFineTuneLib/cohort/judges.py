@@ -1,11 +1,11 @@
 """Which accepted cases teach a cohort's next adapter, which judge it, and when it is due.
 
-Who is held out follows from a digest of the patient: a quarter of all patients always is. While these are fewer than a
-third of those accepted (at least two, at most four), further ones judge for the time being, first those who judged
-before. These may be learned from later; whoever was learned from never judges.
+A digest of the patient decides who is held out: a quarter of all patients always is. While these are fewer than a third
+of the accepted patients (at least two, at most four), others judge for the time being, first those who judged before.
+They may teach later; a patient who has taught never judges.
 
 A case whose labels began as a proposal of the adapter in use is not compared while others of two patients are held out:
-who corrects a proposal leaves what is good enough, so that its Dice is higher than with labels from scratch.
+a reviewer who corrects a proposal leaves what is good enough, so its Dice is higher than with labels from scratch.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from SAMFineTuneLib.cohort.cohort_state import CohortCase, CohortState
 FIRST = 5
 """Accepted cases at which the first training is due."""
 JUDGES = 2
-"""Patients that judge at least."""
-_ENOUGH = 4  # patients that judge at most, where a quarter of all is not more: a third of all within these bounds
+"""Minimum number of patients that judge."""
+_ENOUGH = 4  # patients that judge at most, unless a quarter of all is more; a third of all within these bounds
 _HELD_OUT = 0.25  # part of the patients that always judges
-_GROWTH, _LEAST_NEW = 0.2, 3  # when the next training is due: so much more than at the last one, and so many cases
+_GROWTH, _LEAST_NEW = 0.2, 3  # when the next training is due: after this growth since the last one, and this many cases
 
 
 def is_due(state: CohortState) -> bool:
     """Whether enough was accepted since the last training.
 
-    The first is due at five cases. Then what more cases bring falls as they become many, roughly with their logarithm,
-    so the next is due when they have grown by a fifth; and by three, since fewer seldom change much.
+    The first is due at five cases. More cases then bring less and less, roughly with their logarithm, so the next is
+    due when their number has grown by a fifth, and by three, because fewer seldom change much.
     """
     if not divided(state)[0]:
         return False
@@ -40,7 +40,7 @@ def is_due(state: CohortState) -> bool:
 
 
 def held_out(state: CohortState) -> tuple[CohortCase, ...]:
-    """The accepted cases that judge: those of patients that are held out."""
+    """The accepted cases that judge: those of held-out patients."""
     accepted, learned = state.accepted, {key for one in state.adapters for key in one.learned}
     judged = {key for one in state.adapters for key in one.held_out}
     taught, earlier = ({case.patient for case in state.cases if case.key in keys} for keys in (learned, judged))
@@ -62,7 +62,7 @@ def divided(state: CohortState) -> tuple[tuple[CohortCase, ...], tuple[CohortCas
 
 
 def compared(state: CohortState, judges: tuple[CohortCase, ...]) -> tuple[CohortCase, ...]:
-    """The judges by whose labels adapters are compared: the fair ones, or all where these are too few."""
+    """The judges whose labels compare adapters: the fair ones, or all if these are too few."""
     fair = _fair(state, judges)
     return fair if len({case.patient for case in fair}) >= JUDGES else judges
 
@@ -74,5 +74,5 @@ def _fair(state: CohortState, cases: Iterable[CohortCase]) -> tuple[CohortCase, 
 
 
 def _rank(patient: str) -> float:
-    """Where a patient stands in an order that nothing about the cohort changes, 0 to 1."""
+    """A patient's place, 0 to 1, in an order that does not depend on the cohort."""
     return int(sha256(patient.encode()).hexdigest()[:12], 16) / 16**12

@@ -1,6 +1,6 @@
-"""An image as one file, in which it comes to a cohort on another computer.
+"""An image packed into one file, to be sent to a cohort on another computer.
 
-DICOM, NIfTI, PNG and JPEG files travel as they are; what else there is becomes NIfTI, because the headers of NRRD and
+DICOM, NIfTI, PNG and JPEG files travel as they are; all others become NIfTI, because the headers of NRRD and
 MetaImage may name other files, which a server must not open. DICOM files lose their names, which often are a patient's.
 Packing an image twice gives the same bytes, so that sending it can go on later.
 """
@@ -27,7 +27,7 @@ from SAMFineTuneLib.images.sitk_images import write_image
 _AS_THEY_ARE = (".nii", ".nii.gz", ".png", ".jpg", ".jpeg")
 _NAME = re.compile(r"[\w()+-][\w .()+-]*(\.dcm|\.nii|\.nii\.gz|\.png|\.jpe?g)", re.IGNORECASE)
 _LONGEST_NAME = 100
-_DATE = (1980, 1, 1, 0, 0, 0)  # the first that an archive can hold
+_DATE = (1980, 1, 1, 0, 0, 0)  # the first date that an archive can hold
 
 
 def pack_image(image: Path, volume: Volume, target: Path) -> Volume:
@@ -79,14 +79,14 @@ def add_packed(
         packed: the archive.
         digest: of the volume that `pack_image` gave.
         largest: bytes that files and voxels may have.
-        patient: salted digest of the patient, where the files do not tell; see `create_cohort.patient_digest`.
+        patient: salted digest of the patient, if the files do not name one; see `create_cohort.patient_digest`.
         labels: values of the cohort [k, j, i], which are accepted.
 
     Returns:
         Sentences about what is unusual.
 
     Raises:
-        UserError: for an archive that is damaged, too large, or holds anything else than this image.
+        UserError: for an archive that is damaged, too large, or contains anything but this image.
     """
     key = digest[:SHORT]
     if any(case.key == key for case in cohort.state.cases):
@@ -97,7 +97,7 @@ def add_packed(
             _unpack(packed, building, largest)
         found = next((one.image for one in find_images(folder) if read_volume(one.image).digest == digest), None)
         if found is None:
-            raise UserError("The image is another one than was announced; send it again.")
+            raise UserError("The image is not the one that was announced; send it again.")
         volume = read_volume(found)
         if volume.array.nbytes > largest:
             raise UserError(f"The image has {volume.array.nbytes / 1e9:.1f} GB, and this server takes at most "

@@ -1,4 +1,4 @@
-"""The files of a proposal, and those by which confidence is calibrated: proposals for cases that were accepted."""
+"""The files of a proposal, and those that calibrate confidence: proposals for accepted cases."""
 
 from __future__ import annotations
 
@@ -37,13 +37,14 @@ def write_features(cohort: Cohort, key: str, result: SegmentedCase) -> None:
 
 
 def judged_folder(cohort: Cohort, adapter: int, key: str) -> Path:
-    """Folder of what an adapter proposes for an accepted case that it did not learn from."""
-    return cohort.folder / "judged" / str(adapter) / key  # not with the adapter, which may be passed on
+    """Folder of an adapter's proposal for an accepted case that it did not learn from."""
+    return cohort.folder / "judged" / str(adapter) / key  # not with the adapter, which may be passed on to others
 
 
 def calibration_of(state: CohortState, cohort: Cohort) -> Calibration:
-    """Fit to the accepted cases: to what the adapter in use proposes for those held out, and to what was proposed for
-    others before they were learned from."""
+    """Fit to the accepted cases: to the proposals of the adapter in use for those held out, and to proposals for others
+    from before they were learned from.
+    """
     found = []
     for case in reversed(state.accepted):
         judged = judged_folder(cohort, state.adapter.number, case.key)

@@ -1,8 +1,8 @@
-"""Segments the cases of a cohort with the adapter in use, and says how far each proposal can be trusted.
+"""Segments the cases of a cohort with the adapter in use, with the confidence of each proposal.
 
 Each case is done by itself, in this process or, with an engine of `evaluation.executors`, in others. Its files and its
 new state are written here, together, while nobody else can change the cohort, and only if the case is still open: one
-that was taken, corrected or accepted meanwhile keeps what it has. What is done stays done when the rest is stopped.
+that was taken, corrected or accepted meanwhile keeps what it has. Finished cases stay when the rest is stopped.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from SAMFineTuneLib.errors import UserError
 if TYPE_CHECKING:
     from SAMFineTuneLib.evaluation.executors import Engine
 
-_THREADS = 1  # of a process that is one of several
+_THREADS = 1  # ONNX Runtime's threads in each of several processes
 _JUDGES = 6  # cases held out that are segmented to calibrate
 
 
 @dataclass(frozen=True)
 class Proposed:
-    """Keys of the cases that have a new proposal, and of those whose `problem` says why they have none."""
+    """Keys of the cases with a new proposal, and of those whose `problem` says why they have none."""
 
     done: tuple[str, ...]
     failed: tuple[str, ...]
@@ -51,14 +51,14 @@ def propose(
         cohort: the cohort.
         names: keys or names of the cases; default: all.
         device: `auto`, `cpu`, `cuda`, …
-        again: whether cases that an earlier adapter proposed are segmented, too.
-        progress: told how many cases are done, how many there are, and which one is next, at the end "".
-        cancelled: asked before every slice whether to stop; with an engine, after every case.
+        again: whether to segment cases that an earlier adapter proposed, too.
+        progress: called with the number of cases done, of all, and the name of the next one, "" at the end.
+        cancelled: called before every slice, or with an engine after every case; True stops.
         engine: of `evaluation.executors`, spreads the cases over processes or a cluster; all need the cohort's folder
             and images at the same paths.
 
     Returns:
-        What was done. Cases that are corrected, accepted, refused or taken by somebody are left alone.
+        What was done. Cases that are corrected, accepted, refused or taken are left alone.
 
     Raises:
         UserError: when no adapter is in use yet, or it cannot run.
@@ -85,7 +85,7 @@ def propose(
             progress(done, total, name)
 
         run = _Run(cohort, number, device, engine, len(judges) + len(others) + len(cases), tell, cancelled)
-        opened_adapter(cohort.folder.resolve(), number, device, run.threads)  # refuses an adapter that cannot run
+        opened_adapter(cohort.folder.resolve(), number, device, run.threads)  # raises for an adapter that cannot run
         for job, result in run.segmented(judges):
             if not result.problem:
                 write_proposal(judged_folder(cohort, number, job.case), result)
@@ -102,7 +102,7 @@ def propose(
 
 @dataclass
 class _Run:
-    """Segments cases one after the other here, or with an engine elsewhere, until `cancelled` says so."""
+    """Segments cases one after another here, or elsewhere with an engine, until `cancelled` returns True."""
 
     cohort: Cohort
     adapter: int
@@ -120,7 +120,7 @@ class _Run:
     def segmented(
         self, cases: Sequence[CohortCase], only_features: bool = False
     ) -> Iterator[tuple[CaseJob, SegmentedCase]]:
-        """Each case with what came out, as it is ready."""
+        """Yields each case with its result, as soon as it is ready."""
         folder = self.cohort.folder.resolve()
         following = {} if self.engine is not None else dict(enumerate(case.name for case in cases))
         jobs = [CaseJob(folder, case.key, self.adapter, self.device, self.threads, only_features) for case in cases]

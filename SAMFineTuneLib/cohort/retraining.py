@@ -1,10 +1,10 @@
 """Trains a cohort's next adapter on the accepted cases.
 
 Two candidates learn from the cases that teach: one begins with the base, one goes on from the adapter in use. `judges`
-says which cases teach and which judge, `adapter_decision` what follows from the Dice of the candidates' proposals.
+says which cases teach and which judge; `adapter_decision` compares the Dice of the candidates' proposals.
 
-`training/` in the cohort's folder holds what is not finished, with the label maps as they were accepted when it began,
-so that a training that was stopped or killed goes on, and reviewers may change cases meanwhile.
+`training/` in the cohort's folder holds an unfinished training, with the label maps that were accepted when it began,
+so that it continues after it was stopped or killed, and reviewers may change cases meanwhile.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ _BASE = "base"
 
 @dataclass(frozen=True)
 class RetrainingProgress:
-    """How far a retraining is."""
+    """The progress of a retraining."""
 
     stage: str
     """`judging`, `training` or `export`."""
     sentence: str
-    """What is being done, without a full stop, so that the time can follow."""
+    """The current work, without a full stop, so that the time can follow."""
     part: int = 1
     """Number of the candidate, from 1."""
     parts: int = 1
@@ -56,7 +56,7 @@ class RetrainingProgress:
     """Steps of the candidate that are done, or cases that are judged."""
     steps: int = 0
     seconds_left: float | None = None
-    """Of all that is still to come; None while that is not known."""
+    """Seconds for all that is left; None while unknown."""
 
 
 def retrain(
@@ -67,21 +67,21 @@ def retrain(
     cancelled: Callable[[], bool] = lambda: False,
     resume: bool = True,
 ) -> TrainedAdapter:
-    """Train on the accepted cases, and use the result where the held-out patients' cases say so.
+    """Train on the accepted cases, and use the result if the held-out patients' cases support it.
 
     Args:
         cohort: the cohort.
         preset: one of `training_settings.PRESETS`.
         device: `auto`, `cpu`, `cuda`, …
-        progress: told how far it is.
-        cancelled: asked many times a second whether to stop.
-        resume: whether to go on with a training that was stopped or killed, if its cases are still the same.
+        progress: called with a `RetrainingProgress` now and then.
+        cancelled: called many times a second; True stops.
+        resume: whether to continue a training that was stopped or killed, if its cases are still the same.
 
     Returns:
-        What the cohort's history now says about it; the adapter lies in `cohort.adapter(number)`.
+        The training's entry in the cohort's history; the adapter lies in `cohort.adapter(number)`.
 
     Raises:
-        Stopped: when `cancelled` says so; what was learned is kept for `resume`.
+        Stopped: when `cancelled` returns True; what was learned is kept for `resume`.
         UserError: for too few cases, without PyTorch, without memory, and while another process trains this cohort.
     """
     from SAMFineTuneLib.models.optional_packages import require
@@ -105,7 +105,7 @@ def retrain(
     except Exception as error:
         if is_out_of_memory(error):
             raise UserError(
-                "The training ran out of memory; close other programs and train again, it goes on from where it was."
+                "The training ran out of memory; close other programs and train again: it continues where it stopped."
             ) from error
         raise
 
@@ -115,7 +115,7 @@ def retrain(
 
 @dataclass
 class _Run:
-    """One training: what is done already lies in the working folder."""
+    """One training; its finished parts lie in the working folder."""
 
     cohort: Cohort
     plan: RetrainingPlan
@@ -157,7 +157,7 @@ class _Run:
             reason = f"{trained.reason} {about_left_out(left_out)}"
             trained = replace(trained, held_out=tuple(plan.held_out), reason=reason)
         target = self.cohort.adapter(plan.number)
-        if not target.exists():  # else it was killed before it could say so
+        if not target.exists():  # otherwise it was killed before it could write that
             self._tell("export", "Making the adapter ready for use", self.parts, 0, 0, None)
             output = self._output(trained.start)
             self._tell_card(output, trained, found[trained.start], before, patients)
@@ -176,7 +176,7 @@ class _Run:
     def _tell_card(
         self, output: Path, trained: TrainedAdapter, after: Dice, before: Dice | None, patients: Mapping[str, str]
     ) -> None:
-        """Write into an adapter's card what the held-out cases said about it."""
+        """Write the results on the held-out cases into an adapter's card."""
         from SAMFineTuneLib.models.adapters.adapter_folder import read_adapter_folder, write_card
         from SAMFineTuneLib.training.evidence import gains
 
@@ -189,7 +189,7 @@ class _Run:
         write_card(output, replace(card, gains=found, recipe={**card.recipe, "evidence": trained.reason}))
 
     def _output(self, start: str) -> Path:
-        """Where a candidate is written; the folder's name is the one that its card has later."""
+        """The folder of a candidate; its name is the one that the card gets."""
         return self.work / start.replace(" ", "-") / str(self.plan.number)
 
     def _dice_file(self, who: str) -> Path:
@@ -216,7 +216,7 @@ class _Run:
     # ---- training
 
     def _lesson(self, base: ModelFolder) -> tuple[list[Case], TrainingSettings]:
-        """The cases that hold something to learn, and how it is learned."""
+        """The cases that hold something to learn, and the settings of the training."""
         from SAMFineTuneLib.cases.case_slices import is_isotropic
         from SAMFineTuneLib.cases.label_files import read_labels
         from SAMFineTuneLib.models.adapters.tuning_method import Method
@@ -228,8 +228,8 @@ class _Run:
             isotropic &= is_isotropic(np.linalg.norm(label.affine[:3, :3], axis=0))
             if label.array.any():
                 teachers.append(case)
-        # Of so small a network all weights can be trained, which finds structures better without prompts than LoRA
-        # does (docs/results.md). Patients held out judge here, so that every other case can teach.
+        # All weights of so small a network can be trained, which finds structures without prompts better than LoRA does
+        # (docs/results.md). The held-out patients judge, so every other case can teach.
         method = Method("vanilla" if base.spec.architecture == "compact" else "lora")
         # The mean of three orientations is better than one where the volumes resolve them (docs/results.md).
         return teachers, TrainingSettings.of_preset(
@@ -240,7 +240,7 @@ class _Run:
     def _may_start_from(
         self, adapter: AdapterFolder, base: ModelFolder, teachers: Sequence[Case], settings: TrainingSettings
     ) -> bool:
-        """Whether an adapter can be trained further: not where the cases now hold other structures."""
+        """Whether an adapter can be trained further: not if the cases now hold other structures."""
         from SAMFineTuneLib.cases.labelled_case import LabelChoice
         from SAMFineTuneLib.models.adapters.adapter_folder import is_base
 
@@ -273,7 +273,7 @@ class _Run:
     # ---- judging
 
     def _judged(self, who: str, folder: Path, base: ModelFolder, part: int) -> Dice:
-        """Dice of an adapter's proposals for the compared cases, from the file where they are known already."""
+        """Dice of an adapter's proposals for the compared cases, from its file if they are known already."""
         file = self._dice_file(who)
         if file.exists():
             return loaded(file.read_text("utf-8"))

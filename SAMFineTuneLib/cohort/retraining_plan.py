@@ -1,4 +1,4 @@
-"""What one training of a cohort is: its number, its cases, and whether an unfinished one is still worth finishing."""
+"""The plan of a cohort's training: its number, its cases, and whether an unfinished one is still worth finishing."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ _FILE, LABELS = "plan.json", "labels"
 
 @dataclass(frozen=True)
 class RetrainingPlan:
-    """What one training is; its file says whether an unfinished one is still the same."""
+    """The plan of one training; its file shows whether an unfinished one is still valid."""
 
     number: int
     version: str
-    """Of this library, since another one may train differently."""
+    """Version of this library, because another one may train differently."""
     preset: str
     model: str
     weights: Mapping[str, str]
@@ -41,11 +41,11 @@ class RetrainingPlan:
     """Key → digest of the accepted label map."""
     held_out: Mapping[str, str]
     compared: tuple[str, ...]
-    """Keys of those held out whose labels favour no adapter."""
+    """Keys of the held-out cases whose labels favour no adapter."""
 
 
 def retraining_plan(cohort: Cohort, preset: str, resume: bool) -> RetrainingPlan:
-    """The unfinished plan where it is still valid, else a new one; in that case what was unfinished is deleted."""
+    """The unfinished plan if it is still valid, else a new one; the unfinished training is then deleted."""
     from SAMFineTuneLib.models.store import Store
 
     work, state = cohort.folder / TRAINING, cohort.state
@@ -77,13 +77,13 @@ def divided_cases(state: CohortState) -> tuple[tuple[CohortCase, ...], tuple[Coh
     if not teachers:
         raise UserError(
             f"Training needs accepted cases of {JUDGES + 1} patients or more, {JUDGES} to judge the result and the "
-            f"others to learn from; {len({case.patient for case in state.accepted})} are there, so accept further ones."
+            f"others to learn from; {len({case.patient for case in state.accepted})} are accepted, so accept more."
         )
     return teachers, judges
 
 
 def _unfinished(path: Path) -> RetrainingPlan | None:
-    with suppress(OSError, ValueError, TypeError):  # without it, or written by another version: begin anew
+    with suppress(OSError, ValueError, TypeError):  # missing, or written by another version: start again
         return RetrainingPlan(**loaded(path.read_text("utf-8")))
     return None
 

@@ -1,8 +1,8 @@
 """What a reviewer does with a case: take it, keep corrections, accept, refuse, reopen.
 
-A label map is written under a hidden name first, which takes a while. It gets its own name together with the new state,
-while nobody else changes the cohort, and just before it: whatever is killed in between leaves a case that is not
-accepted yet, and never one that is accepted without its labels.
+A label map is first written under a hidden name, which takes a while. It gets its final name just before the new state
+is written, under the cohort's lock: a process killed in between leaves a case that is not accepted yet, never one that
+is accepted without its labels.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ def take(cohort: Cohort, name: str, by: str, seconds: float = LEASE, process: st
     Args:
         cohort: the cohort.
         name: the case's key or name.
-        by: a random word of the one who works on it; never a person's name.
+        by: a random word that identifies the reviewer; never a person's name.
         seconds: for how long; `LEASE` at most.
-        process: the process with whose end it is given back, see `process_lock.this_process`; "" for none.
+        process: the process whose end gives the case back, see `process_lock.this_process`; "" for none.
 
     Raises:
         UserError: while somebody else works on it.
@@ -83,8 +83,9 @@ def take_next(
 
 
 def stay_taken(cohort: Cohort, by: str, seconds: float) -> None:
-    """Renew all that `by` has taken, to so many seconds from now, where half of them or more have passed. What somebody
-    else has taken meanwhile stays theirs."""
+    """Renew everything that `by` has taken for so many seconds, if at least half of them have passed. Cases that
+    somebody else has taken meanwhile stay theirs.
+    """
     half = time.time() + seconds / 2
 
     def renewed(state: CohortState) -> CohortState:
@@ -98,11 +99,11 @@ def stay_taken(cohort: Cohort, by: str, seconds: float) -> None:
 
 
 def release(cohort: Cohort, name: str, by: str) -> None:
-    """Give cases back; nothing happens where somebody else has taken one meanwhile.
+    """Give cases back, except those that somebody else has taken meanwhile.
 
     Args:
         cohort: whose cases.
-        name: of the case; "" is all that `by` has taken.
+        name: of the case; "" means all that `by` has taken.
         by: who took it.
     """
 
@@ -116,8 +117,9 @@ def release(cohort: Cohort, name: str, by: str) -> None:
 
 
 def labels_of(cohort: Cohort, case: CohortCase) -> Path | None:
-    """The label map to go on with: the newest of those accepted and corrected, also of a case that was refused since,
-    else the one that is proposed; None for an untouched case."""
+    """The label map to continue with: the newer of the accepted and the corrected one, even if the case was refused
+    since, else the proposal; None for an untouched case.
+    """
     accepted, corrected = cohort.accepted(case.key), cohort.corrected(case.key)
     if case.state in ("accepted", "refused") and accepted.exists() and not _is_newer(corrected, accepted):
         return accepted
@@ -125,18 +127,18 @@ def labels_of(cohort: Cohort, case: CohortCase) -> Path | None:
 
 
 def image_of(cohort: Cohort, case: CohortCase) -> Volume:
-    """The image of a case; UserError where it is not there, or another one than when it came into the cohort."""
+    """The image of a case; UserError if it is gone, or has changed since it was added."""
     volume = read_volume(cohort.image(case))
     if volume.digest[:SHORT] != case.key:
         raise UserError(
-            f"The image of case {case.name} has changed since it came into the cohort; put the old one back, or add "
+            f"The image of case {case.name} has changed since it was added to the cohort; put the old one back, or add "
             "this one as a case of its own with “samfinetune cohort add”."
         )
     return volume
 
 
 def keep_correction(cohort: Cohort, name: str, labels: str | Path | np.ndarray, by: str = "") -> CohortCase:
-    """Keep work on a case that is not done. An accepted case stays accepted with what was accepted.
+    """Keep unfinished work on a case. An accepted case keeps its accepted labels.
 
     Args:
         cohort: the cohort.
@@ -173,13 +175,13 @@ def accept(
     Args:
         cohort: the cohort.
         name: the case's key or name.
-        labels: its label map, as a file or an array [k, j, i] in the image's grid; None for the correction that is
-            kept, or else the proposal.
+        labels: its label map, as a file or an array [k, j, i] in the image's grid; None for the kept correction, or
+        else the proposal.
         seconds: working time; added to the earlier one of a case that was reopened.
-        prompts: prompts that were placed; the same.
+        prompts: number of prompts placed; added likewise.
         by: who has taken it, see `take`.
         match: how the labels of a file find their voxels, see `label_grid.MATCHES`.
-        tell: told sentences about what is unusual, such as labels that were resampled, or none at all.
+        tell: called with sentences about anything unusual, such as resampled or missing labels.
 
     Raises:
         UserError: without labels, for labels that do not belong to the image, and while somebody else works on it.
@@ -216,7 +218,7 @@ def refuse(cohort: Cohort, name: str, by: str = "") -> CohortCase:
 
 
 def reopen(cohort: Cohort, name: str, by: str = "") -> CohortCase:
-    """Take back that a case was accepted or refused; an accepted label map becomes a correction.
+    """Undo the acceptance or refusal of a case; an accepted label map becomes a correction.
 
     UserError when somebody else than `by` has taken it, or it is neither accepted nor refused.
     """
@@ -237,7 +239,7 @@ def reopen(cohort: Cohort, name: str, by: str = "") -> CohortCase:
 
 
 def _free(state: CohortState, name: str, by: str) -> CohortCase:
-    """A case that nobody else works on."""
+    """The case, unless somebody else works on it."""
     case = state.case(name)
     if case.taken(by):
         raise UserError(f"Somebody else works on case {case.name}; take another one, or wait until it is given back.")
@@ -251,7 +253,7 @@ def _sum(first: float | None, second: float | None) -> float | None:
 
 
 def _is_newer(path: Path, other: Path) -> bool:
-    """Whether a file is there and was written after another one, if that is there."""
+    """Whether a file exists and is newer than another one, if that exists."""
     return path.exists() and not (other.exists() and other.stat().st_mtime_ns >= path.stat().st_mtime_ns)
 
 
@@ -292,7 +294,7 @@ def in_grid(
         known: label value → name of the cohort.
         name: of the case.
         match: how the labels of a file find their voxels, see `label_grid.MATCHES`.
-        tell: told how they were brought there, where that is unusual.
+        tell: called with how the labels were converted, if that is unusual.
 
     Raises:
         UserError: for labels that do not belong to the image, and structures that the cohort does not have.
@@ -313,7 +315,7 @@ def in_grid(
 
 
 def fair_proposal(cohort: Cohort, case: CohortCase, shape: tuple[int, ...]) -> np.ndarray | None:
-    """What is proposed for a case, to be compared with what is accepted.
+    """The proposal for a case, for comparison with the accepted labels.
 
     Args:
         cohort: the cohort.
@@ -335,7 +337,7 @@ def fair_proposal(cohort: Cohort, case: CohortCase, shape: tuple[int, ...]) -> n
 
 
 def _agreement(cohort: Cohort, case: CohortCase, accepted: np.ndarray) -> Mapping[str, float]:
-    """Dice of a fair proposal with what is accepted, of each structure that is in either."""
+    """Dice of a fair proposal with the accepted labels, for each structure in either."""
     proposed = fair_proposal(cohort, case, accepted.shape)
     if proposed is None:
         return {}

@@ -1,6 +1,5 @@
-"""Lets everybody who looks at a cohort see that an adapter is trained or cases are proposed, and how far that is.
-
-Whoever does it holds a lock in the folder that it writes into, and writes a sentence beside it now and then.
+"""Shows everybody who looks at a cohort that an adapter is being trained or cases are being proposed, and the progress.
+The working process holds a lock in the folder that it writes into, and writes a sentence beside it now and then.
 """
 
 from __future__ import annotations
@@ -15,20 +14,20 @@ from SAMFineTuneLib.files import atomic_write
 from SAMFineTuneLib.process_lock import LOCK, ProcessLock
 
 TRAINING, PROPOSALS = "training", "proposals"
-"""Folders in the cohort's: of an unfinished training, and of what is proposed."""
+"""Folders inside the cohort's: of an unfinished training, and of proposals."""
 _WORK = {"train": TRAINING, "propose": PROPOSALS}
 _SENTENCE = ".progress.txt"
 _WRITE_EVERY = 1.0  # s
 
 
 def running(cohort: Path) -> dict[str, str]:
-    """What is done for a cohort now, by any process.
+    """The work that any process does for a cohort at present.
 
     Args:
         cohort: the cohort's folder.
 
     Returns:
-        `train`, `propose`, both or neither → how far it is and which process does it, without a full stop.
+        `train`, `propose`, both or neither → its progress and process, without a full stop.
     """
     found = {}
     for what, name in _WORK.items():
@@ -42,13 +41,13 @@ def running(cohort: Path) -> dict[str, str]:
 
 @contextmanager
 def announced(folder: Path) -> Iterator[Callable[[str], None]]:
-    """Let others see what is proposed while the block runs. Of two processes that propose, one is seen.
+    """Show others the progress of proposing while the block runs. Of two proposing processes, one is shown.
 
     Args:
         folder: of the proposals.
 
     Returns:
-        A function that is told how far it is, as a sentence without a full stop.
+        A function to call with the progress, as a sentence without a full stop.
 
     Raises:
         DiskError: when nothing can be written there.
@@ -70,7 +69,7 @@ def announced(folder: Path) -> Iterator[Callable[[str], None]]:
 
 
 def sentence_writer(folder: Path) -> Callable[[str], None]:
-    """A function that writes how far the work in a folder is, at most once a second."""
+    """A function that writes the progress of the work in a folder, at most once a second."""
     after = 0.0
 
     def write(sentence: str) -> None:

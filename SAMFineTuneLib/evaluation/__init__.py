@@ -2,7 +2,7 @@
 
 | module | what it does |
 |---|---|
-| `objects` | what is segmented: connected pieces of labels on slices |
+| `objects` | the objects to segment: connected pieces of labels on slices |
 | `methods`, `baselines` | models, adapters and methods without learning, which all answer the same prompts |
 | `factors` | size, contrast and complexity of an object |
 | `slice_protocols`, `volume_protocol`, `automatic_protocol` | the protocols; each yields rows |

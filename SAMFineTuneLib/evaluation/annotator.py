@@ -62,7 +62,7 @@ def seconds_for_object(dice: Sequence[float | None], start: str, seconds: Second
     Args:
         dice: after each prompt.
         start: the first prompt: "box", or anything else for a point.
-        seconds: what an annotator's actions take.
+        seconds: duration of an annotator's actions.
         wanted: the Dice that is good enough.
     """
     needed = clicks_to(dice, wanted)
@@ -82,7 +82,7 @@ def seconds_for_volume(rows: Iterable[Row], start: str, seconds: Seconds, wanted
     Args:
         rows: one a slice.
         start: the prompt of the slice: "box", or anything else for two points.
-        seconds: what an annotator's actions take.
+        seconds: duration of an annotator's actions.
         wanted: the Dice that is good enough.
     """
     rows = list(rows)

@@ -44,11 +44,11 @@ def page(
     """Write the whole report as HTML.
 
     Args:
-        evaluation: what came out: tables, notes, numbers of cases and patients.
+        evaluation: the results: tables, notes, numbers of cases and patients.
         entries: the methods.
         settings: of the evaluation.
         results: all rows.
-        overlays: the example pictures, drawn already.
+        overlays: the example pictures, already drawn.
     """
     labels = ", ".join(evaluation.labels)
     facts = [
@@ -92,7 +92,7 @@ def headline(results: Results, entries: Sequence[ListedMethod]) -> str:
                 span = "" if gap.low is None else f" (difference {gap.low:+.3f} to {gap.high:+.3f})"
                 words += f"; {name} reaches {abs(gap.mean):.3f} {change}{span}"
         sentences.append(f"{words}.")
-    return " ".join(sentences) or "No single prompts were asked; the tables below hold the results."
+    return " ".join(sentences) or "Single prompts were not measured; the tables below hold the results."
 
 
 def _caption(one: Overlay) -> str:

@@ -67,13 +67,13 @@ def evaluate(
         labels: which labels count, by default all.
         engine: where the jobs run, by default in processes of this computer.
         resume: continue an evaluation in the folder.
-        progress: told after each job.
-        seconds: what an annotator's actions take.
+        progress: called after each job.
+        seconds: duration of an annotator's actions.
         device: where the models run, such as "auto", "cpu" or "cuda".
 
     Raises:
-        UserError: where the cases cannot be used, where the folder holds something else or another process works in it,
-            and where no case is left that an adapter has not learned from.
+        UserError: if the cases cannot be used, the folder holds something else or another process works in it, or no
+        case is left that an adapter has not learned from.
     """
     settings, engine = settings or EvaluationSettings(), engine or local()
     folder = Path(output).expanduser()
@@ -122,7 +122,7 @@ def _require_contents(folder: Path, resume: bool) -> None:
         if not (folder / PARTS).is_dir():
             raise UserError(f"{folder} holds something else; give a new folder for the results.")
         if not resume:
-            raise UserError(f"{folder} holds an evaluation already; go on with it by --resume, or give a new folder.")
+            raise UserError(f"{folder} holds an evaluation already; continue it with --resume, or give a new folder.")
 
 
 # ---------------------------------------------------------------- cases

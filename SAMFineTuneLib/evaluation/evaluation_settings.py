@@ -40,7 +40,7 @@ class EvaluationSettings:
             raise UserError("The tolerance of the NSD is a number of millimetres, 0 or more.")
 
     def of(self, protocol: str) -> dict[str, Any]:
-        """The settings that decide the results of one protocol; they tell whether a job was done already."""
+        """The settings that decide the results of one protocol; they show whether a job was done already."""
         everywhere = {"protocol": protocol, "tolerance": self.tolerance, "window": self.window,
                       "orientation": self.orientation}  # fmt: skip
         own = {"interactive": ("slices", "steps", "seed"), "perturbation": ("slices", "seed"), "3d": ("rounds",),

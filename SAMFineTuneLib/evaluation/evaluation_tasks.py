@@ -52,7 +52,7 @@ class Tested:
 
 @dataclass(frozen=True)
 class Setup:
-    """What all jobs of an evaluation share: the labels, the settings, the device."""
+    """Shared by all jobs of an evaluation: the labels, the settings, the device."""
 
     choice: LabelChoice
     names: tuple[str, ...]
@@ -112,7 +112,7 @@ def subject_of(tested: Tested, setup: Setup) -> Subject:
     """The case that this process works on; jobs come case by case. UserError when its files have changed."""
     labelled = read_labelled(tested.case, setup.choice, setup.names)
     if (labelled.digest, labelled.classes_digest) != (tested.digest, tested.classes):
-        raise UserError(f"Case {tested.case.id} has changed since the evaluation began; begin anew in another folder.")
+        raise UserError(f"Case {tested.case.id} has changed since the evaluation began; start again in another folder.")
     return Subject(labelled, setup.settings.window, setup.settings.orientation)
 
 

@@ -1,7 +1,7 @@
 """Carries out jobs in processes on this computer or on a Dask cluster, and yields results as they are ready.
 
-A job has a `key`. The function and the jobs must be picklable. A job that ends its process, as where memory is too
-small, does not stop the others: it has no result, and an error at the end says so.
+A job has a `key`. The function and the jobs must be picklable. A job that ends its process, for example when memory
+runs out, does not stop the others: it has no result, and an error at the end says so.
 
 Dask rather than Ray: both are well maintained, but Dask is pure Python and installs wherever this library does, and it
 reaches a hospital's cluster (Slurm, Kubernetes, SSH) without further code here.
@@ -73,8 +73,8 @@ def dask(scheduler: str | None = None, processes: int | None = None) -> Engine:
                     continue
                 except distributed.CancelledError as error:
                     raise UserError(
-                        "The Dask scheduler does not answer any more. What is done is kept; start it again, then give "
-                        "the same command, “samfinetune evaluate” with --resume."
+                        "The Dask scheduler no longer answers. Finished work is kept; start it again, then give the "
+                        "same command, “samfinetune evaluate” with --resume."
                     ) from error
                 yield waiting.pop(future), result
         _require_all(len(jobs), len(waiting))
@@ -100,7 +100,7 @@ def _in_processes(do: Do, jobs: Sequence[AnyJob], count: int) -> Iterator[tuple[
                 left.remove(job)
                 yield job, result
         except BrokenProcessPool:
-            if count == 1:  # of several processes nobody knows which ended
+            if count == 1:  # with several processes it is unknown which one ended
                 del left[0]
                 lost += 1
             count = 1
@@ -119,14 +119,14 @@ def _in_pool(do: Do, jobs: Sequence[AnyJob], count: int) -> Iterator[tuple[AnyJo
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         for child in set(multiprocessing.active_children()) - others:
-            child.terminate()  # --resume does its job again
+            child.terminate()  # --resume repeats its job
 
 
 def _require_all(jobs: int, lost: int) -> None:
     if lost:
         raise UserError(
-            f"{lost} of {jobs} jobs ended their process, probably because it ran out of memory. What is done is kept; "
-            "go on with fewer --jobs, and “samfinetune evaluate” with --resume."
+            f"{lost} of {jobs} jobs ended their process, probably because it ran out of memory. Finished work is "
+            "kept; continue with fewer --jobs, and “samfinetune evaluate” with --resume."
         )
 
 

@@ -14,7 +14,7 @@ from SAMFineTuneLib.metrics.mask_metrics import dice
 FACTORS = ("area", "contrast", "complexity")
 """Columns of the rows."""
 REFERENCE = "reference"
-"""Takes the place of a method in rows about objects alone."""
+"""Stands for the method in rows about objects alone."""
 GOOD_ENOUGH = 0.97
 """Dice with the object from which a Fourier series counts as a description of its outline."""
 MOST_HARMONICS = 100
@@ -33,7 +33,7 @@ def factor_rows(subject: Subject, settings: EvaluationSettings) -> Iterator[Row]
 
 
 def contrast(picture: np.ndarray, mask: np.ndarray, ignored: np.ndarray | None = None) -> float:
-    """How much an object stands out: the difference of its mean grey value and its surroundings', in parts of 255.
+    """An object's contrast: the difference of its mean grey value and that of its surroundings, as a fraction of 255.
 
     Args:
         picture: uint8 (rows, columns).

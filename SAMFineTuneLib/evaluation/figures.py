@@ -52,7 +52,7 @@ def all_figures(results: Results) -> dict[str, bytes]:
 
 
 def _boxes(results: Results) -> bytes | None:
-    """Box plots of all objects rather than means, since they show what a user may meet."""
+    """Box plots of all objects rather than means, because they show the range that a user may see."""
     shown = [way for way in STRATEGIES if any(results.of(name, way) for name in results.methods)]
     if not shown:
         return None
@@ -90,7 +90,7 @@ def _distance(results: Results) -> Iterable[_Panel]:
 
 
 def _perturbation(results: Results) -> Iterable[_Panel]:
-    """One panel for each way of moving a prompt, by the first strategy that is moved in it."""
+    """One panel for each way of moving a prompt, for the first strategy that it applies to."""
     panels = {}
     for (way, what, unit), bands in MOVES.items():
         curves = [

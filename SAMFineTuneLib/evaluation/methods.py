@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from SAMFineTuneLib.inference.prediction import Prediction
 
 _MEMORY = 256 << 20
-_REVISION = 2  # of the baselines: raise it when an answer of theirs changes
+_REVISION = 2  # version of the baselines: raise it when their answers change
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def _open(model: ModelFolder, adapter: AdapterFolder | None, device: str) -> Pre
 
 
 def _require_distinct(entries: list[ListedMethod]) -> list[ListedMethod]:
-    """UserError when two entries are the same method, or have one name."""
+    """Raise UserError when two entries are the same method, or have the same name."""
     for position, one in enumerate(entries):
         for other in entries[:position]:
             if one.digest == other.digest:

@@ -51,7 +51,7 @@ class Subject:
 
     labelled: Labelled
     window: str | None = None
-    """Grey-value window; None: what suits the modality."""
+    """Grey-value window; None: as suits the modality."""
     orientation: str = "auto"
 
     @property

@@ -1,8 +1,8 @@
 """Protocols for single objects on slices: one prompt (S2 to S6), misplaced prompts, corrections, everything mode (S1).
 
 Corrections follow MedicoSAM (arXiv 2501.11734): each further step adds one point where the answer is wrong: in the
-middle of its largest wrong piece, as a careful annotator would, or anywhere in what is wrong; with or without the
-previous answer as a mask prompt.
+middle of its largest wrong piece, as a careful annotator would, or anywhere in the error; with or without the previous
+answer as a mask prompt.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Way:
-    """How a sequence goes: `start` "point" or "box", `feedback` of the mask, `correction` "centre" or "random"."""
+    """A kind of sequence: `start` "point" or "box", `feedback` of the mask, `correction` "centre" or "random"."""
 
     start: str
     feedback: bool
@@ -82,7 +82,7 @@ def strategy(name: str, method: OpenMethod, subject: Subject, settings: Evaluati
 
 
 def perturbation(method: OpenMethod, subject: Subject, settings: EvaluationSettings) -> Iterator[Row]:
-    """Prompt every object of a case by every perturbation; `strategy` has the prompts in their place.
+    """Prompt every object of a case by every perturbation; `strategy` has the prompts in their right place.
 
     Args:
         method: the open method.
@@ -124,7 +124,7 @@ def _sequence(
             prompts = with_click(prompts, *click)
             answer = method.answer(thing.picture, prompts, answer if way.feedback else None)
             row = _judged(answer, thing, row, settings)
-        row = replace(row, step=step)  # where nothing is wrong any more, nothing is clicked
+        row = replace(row, step=step)  # without an error there is nothing to click
         yield row
 
 

@@ -1,4 +1,6 @@
-"""All tables of an evaluation, and those about prompts on a slice, what makes objects hard, and an annotator's time."""
+"""Collects all tables of an evaluation; makes those about prompts on a slice, what makes objects hard, and an
+annotator's time.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,7 @@ from SAMFineTuneLib.metrics.patient_statistics import Estimate, difference, esti
 from SAMFineTuneLib.simulation.cosmos_prompts import MOVES, STRATEGIES
 
 WANTED = (0.85, 0.9)
-"""Dice to reach when prompts are counted."""
+"""Dice to reach, where prompts are counted."""
 _CORRELATION_RESAMPLES = 500  # each takes a least-squares fit
 _LEAST_OBJECTS = 8  # for a correlation
 _COUNTED = "objects, cases, patients"
@@ -118,7 +120,7 @@ def perturbation_table(results: Results) -> Table:
 
 
 def interactive_table(results: Results) -> Table:
-    """Dice after each prompt: it shows from how many clicks on a model is no longer ahead of baselines (COSMOS)."""
+    """Dice after each prompt: it shows after how many clicks a model is no longer ahead of baselines (COSMOS)."""
     courses = {(way, name): results.course(name, "interactive", way)
                for way, name, _ in results.each("interactive", map(str, WAYS))}  # fmt: skip
     steps = range(max(map(len, courses.values()), default=0))

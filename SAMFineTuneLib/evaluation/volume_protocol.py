@@ -135,7 +135,7 @@ def _rounds(
             asked.add(worst)
             trial.prompt(worst, "box")
         elif trial.reference[worst].any():
-            asked.add(worst)  # too few pixels for a prompt, but no reason to end propagation
+            asked.add(worst)  # too few pixels for a prompt, but propagation need not end there
         else:
             trial.stop_before(worst)
 

@@ -5,7 +5,7 @@ on those and the quarters. From one slice the mask is propagated both ways, and 
 
 In the protocol of the challenge "Foundation Models for Interactive 3D Biomedical Image Segmentation" (CVPR 2025) boxes
 on the middle slice are followed by five clicks, each at the centre of the largest connected piece of what is wrong in
-the volume. The challenge also tells on which slices the structure begins and ends; here nobody does.
+the volume. The challenge also gives the slices on which the structure begins and ends; this protocol does not.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class _Trial:
         self._propagate("both" if len(places) == 1 else "fill")
 
     def click(self) -> None:
-        """Click on the largest error, and propagate again; where nothing is wrong, change nothing."""
+        """Click on the largest error, and propagate again; without an error, change nothing."""
         voxel = centre_of_largest((self._mask() ^ self._truth) & ~self._subject.labelled.ignored)
         if voxel is None:
             return
@@ -102,7 +102,7 @@ class _Trial:
         self._propagate("both")
 
     def measured(self, row: Row) -> Row:
-        """The row with what the present mask measures."""
+        """The row with the measurements of the present mask."""
         mask = self._mask()
         over, short = ends(mask, self._truth, self._axis)
         found = agreement(mask, self._truth, self._spacing, self._tolerance)
@@ -122,8 +122,9 @@ class _Trial:
 
 
 def ends(mask: np.ndarray, truth: np.ndarray, axis: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """How many slices across `axis` the mask reaches beyond the truth at the lower and the upper end, and how many it
-    falls short of it there. An empty mask falls short by half of the slices at each end."""
+    """Number of slices along `axis` by which the mask exceeds the truth at the lower and the upper end, and by which it
+    falls short there. An empty mask falls short by half of the slices at each end.
+    """
     got, true = (np.flatnonzero(np.moveaxis(one, axis, 0).any(axis=(1, 2))) for one in (mask, truth))
     if not len(got):
         return (0, 0), (len(true) // 2, len(true) - len(true) // 2)

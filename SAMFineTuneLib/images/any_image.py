@@ -1,4 +1,4 @@
-"""Makes a volume of an image of any kind that Python programs use."""
+"""Makes a volume from any kind of image that Python programs use."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def as_volume(image: Any, affine: np.ndarray | None = None, series: str | None =
         The volume; arrays are not copied.
 
     Raises:
-        UserError: for what is none of these, an array without affine, colours, several volumes in one image, and axes
+        UserError: for anything else, an array without affine, colours, several volumes in one image, and axes
             that are not perpendicular.
     """
     if series is not None and not isinstance(image, str | os.PathLike):
@@ -59,7 +59,7 @@ def _read(image: Any, series: str | None) -> Volume | None:
 
         from SAMFineTuneLib.images.sitk_images import affine_of
 
-        if image.GetPixelIDTypeAsString().startswith("label of"):  # any other access would end the process
+        if image.GetPixelIDTypeAsString().startswith("label of"):  # any other access would crash the process
             raise UserError("A SimpleITK LabelMap holds no voxels; convert it with SimpleITK.Cast, to sitkUInt16.")
         if image.GetDimension() not in (2, 3) or image.GetNumberOfComponentsPerPixel() != 1:
             raise UserError("The SimpleITK image must be one volume with one value a voxel; extract that first.")

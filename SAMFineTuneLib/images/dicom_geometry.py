@@ -81,7 +81,7 @@ def _close(a: np.ndarray | None, b: np.ndarray | None, tolerance: float) -> bool
 def places_of(frames: Sequence[Frame]) -> np.ndarray:
     """Number the places of frames along their normal.
 
-    Frames without a position are told apart by their instance numbers.
+    Frames without a position are distinguished by their instance numbers.
 
     Returns:
         For each frame (n,) the number of its place: 0 for the lowest, equal for frames at the same place.
@@ -157,7 +157,7 @@ def stack_frames(frames: Sequence[Frame], step: float | None = None) -> DicomSta
 
     Args:
         frames: frames that are `same_stack` with each other, in any order.
-        step: distance of slices in mm, where images that cannot be read tell it.
+        step: distance of slices in mm, if images that cannot be read reveal it.
 
     Raises:
         UserError: for repeated positions, a tilted gantry, or directions that are not perpendicular.
@@ -263,7 +263,7 @@ def _along_normal(
 
 
 def _on_grid(frames: Sequence[Frame], places: np.ndarray) -> list[Slice]:
-    """The slices of an even grid: frames that lie on it, else what is interpolated from those around.
+    """The slices of an even grid: frames that lie on it, or interpolations of those around.
 
     `places` (n,) are the frames' positions on the grid in slices from the first one, ascending.
     """
@@ -292,20 +292,20 @@ def _missing(frames: Sequence[Frame], gaps: np.ndarray, steps: np.ndarray, usual
 
 
 def _check_single(frames: Sequence[Frame], gaps: np.ndarray) -> None:
-    """UserError when several images have one position."""
+    """Raise UserError when several images have one position."""
     repeated = np.flatnonzero(gaps <= _repeat_below(gaps))
     if len(repeated):
         first = frames[repeated[0]]
         names = " and ".join(f"“{one.file.name}”" for one in frames[repeated[0] : repeated[0] + 2])
         raise UserError(
             f"This series holds {len(frames)} images at only {len(frames) - len(repeated)} positions, and nothing in "
-            f"them tells which belong together (for example {names} at {place_name(first)}); export the images to be "
+            f"them says which belong together (for example {names} at {place_name(first)}); export the images to be "
             "segmented as a series of their own."
         )
 
 
 def _check_straight(frames: Sequence[Frame], normal: np.ndarray, heights: np.ndarray, pixel: float) -> None:
-    """UserError when slices are shifted sideways by more than half a pixel."""
+    """Raise UserError when slices are shifted sideways by more than half a pixel."""
     positions = np.array([frame.position for frame in frames])
     sideways = positions - positions[0] - (heights - heights[0])[:, None] * normal
     shift = float(np.linalg.norm(sideways, axis=1).max())

@@ -1,4 +1,4 @@
-"""Reads the header of one DICOM file: geometry, rescaling, window and what tells its frames apart.
+"""Reads the header of one DICOM file: geometry, rescaling, window and what distinguishes its frames.
 
 It keeps nothing that names a patient. Headers come from many writers, and any value may be wrong: a value that cannot
 be understood counts as missing, and an image is refused only when it lacks what it needs.
@@ -102,7 +102,7 @@ class Frame:
     window: IntensityWindow | None
     instance: float | None
     backwards: bool = False  # the positions of the file's frames decrease along the normal
-    traits: Mapping[str, Trait] = field(default_factory=dict)  # tell the volumes of a series apart
+    traits: Mapping[str, Trait] = field(default_factory=dict)  # distinguish the volumes of a series
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,7 +140,7 @@ def read_header(path: Path) -> Header | str | None:
             return None
     try:
         with open(path, "rb") as file, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # pydicom's remarks on values that this reader does not use
+            warnings.simplefilter("ignore")  # pydicom's warnings about values that this reader does not use
             dataset = pydicom.dcmread(file, stop_before_pixels=True, force=True)
             # pydicom returns the part of a file that is cut off within a value; then no pixels follow.
             return _header(path, dataset, at_pixels=bool(file.read(1)))
@@ -175,7 +175,7 @@ def _beginning(path: Path) -> bytes:
 
 
 def _damaged(path: Path) -> UnreadableFile:
-    """The error for a damaged file, with what its header says before the damage."""
+    """The error for a damaged file, with the part of its header before the damage."""
     error = UnreadableFile(path, "is damaged or cut off")
     with suppress(Exception), open(path, "rb") as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -234,7 +234,7 @@ def _mosaic(dataset: Dataset) -> list[str]:
 
 
 def _pixel_size_elsewhere(dataset: Dataset) -> list[str]:
-    """Sentences about images whose pixel size is not that in the patient, or stands where it is not read."""
+    """Sentences about images whose pixel size is not that in the patient, or is given where it is not read."""
     own, detector = (_positive(numbers(read_value(dataset, f"{of}PixelSpacing"), 2)) for of in ("", "Imager"))
     if own is not None or "SharedFunctionalGroupsSequence" in dataset:
         return []

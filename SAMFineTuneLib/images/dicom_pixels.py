@@ -1,7 +1,7 @@
 """Voxel values of DICOM frames: decoding, rescaling, inversion of MONOCHROME1, padding.
 
 Uncompressed data are decoded by pydicom, every compressed syntax (JPEG 2000, JPEG-LS, JPEG lossless and
-lossy, RLE) by the GDCM library inside SimpleITK, which is in all its wheels. GDCM is handed a temporary file
+lossy, RLE) by the GDCM library inside SimpleITK, which is in all its wheels. GDCM gets a temporary file
 with nothing but the compressed frames and their format, because on whole files it decides about rescaling.
 """
 
@@ -132,7 +132,7 @@ def _read_file(path: Path, frames: Sequence[Frame]) -> list[Piece]:
             warnings.simplefilter("ignore")
             dataset = pydicom.dcmread(path, force=True)
             if not any(name in dataset for name in _PIXELS):
-                raise UserError(f"“{path.name}” holds no pixels: it is cut off or no image; copy it again.")
+                raise UserError(f"“{path.name}” holds no pixels: it is cut off or not an image; copy it again.")
             kind = text(_syntax(dataset).name)
             _complete(dataset)
             stored = _decode(dataset, [frame.number - 1 for frame in frames])

@@ -64,7 +64,7 @@ def write_dicom_seg(
 ) -> tuple[str, ...]:
     """Write a binary DICOM SEG; its segment numbers count from 1 in the order of label values.
 
-    The same segments of the same images have the same UIDs, so that a server to which they are sent twice keeps one.
+    The same segments of the same images have the same UIDs, so that a server that gets them twice keeps one.
 
     Args:
         path: the file, which appears complete or not at all.
@@ -77,7 +77,7 @@ def write_dicom_seg(
         A sentence for each segment left out because it is empty, and for voxels on slices that the series lacks.
 
     Raises:
-        UserError: as of `check_dicom_seg`.
+        UserError: as in `check_dicom_seg`.
     """
     highdicom, present = _require(volume)
     require_described(labels, segments)
@@ -145,7 +145,7 @@ def _segmentation(highdicom, volume: Volume, present: list[int], numbers: np.nda
         sources = _as_single_frames(datasets, volume, present)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # remarks on the source's patient attributes, with their values
+            warnings.simplefilter("ignore")  # warnings about the source's patient attributes, with their values
             seg = highdicom.seg.Segmentation(
                 source_images=sources,
                 pixel_array=numbers,
@@ -197,7 +197,7 @@ def _is_sound(keyword: str, value) -> bool:
     kind = {"DA": DA, "TM": TM, "PN": PersonName}.get(dictionary_VR(keyword), str)
     try:
         return isinstance(value, (str, PersonName)) and bool(str(kind(value)))
-    except Exception:  # each kind raises its own
+    except Exception:  # each kind raises its own exceptions
         return False
 
 

@@ -1,4 +1,4 @@
-"""Reads what tells the volumes of one DICOM series apart: echoes, b-values, phases, time points, kinds of image.
+"""Reads what distinguishes the volumes of one DICOM series: echoes, b-values, phases, time points, kinds of image.
 
 A series may hold several images at each position. Which attribute explains that differs from scanner to scanner: this
 module reads all known ones, and `dicom_volumes` uses those that explain the repeats.

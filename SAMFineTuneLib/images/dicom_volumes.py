@@ -16,14 +16,15 @@ from SAMFineTuneLib.images.dicom_traits import KINDS, ORDERS, Kind, Trait
 
 @dataclass(frozen=True, eq=False)
 class SeriesVolume:
-    """Frames of a series that form one volume, the words that tell it from the others, and notes for the user."""
+    """Frames of a series that form one volume, the words that distinguish it from the others, and notes for the user.
+    """
 
     frames: tuple[Frame, ...]
     label: str = ""
     notes: tuple[str, ...] = ()
 
     def part(self, frames: Sequence[Frame], words: str) -> SeriesVolume:
-        """Some of the frames as a volume, told from the other parts by `words`."""
+        """Some of the frames as a volume, distinguished from the other parts by `words`."""
         return replace(self, frames=tuple(frames), label=f"{self.label}, {words}" if self.label else words)
 
 
@@ -31,7 +32,7 @@ def volumes_of(frames: Sequence[Frame]) -> list[SeriesVolume]:
     """Split frames that fit on top of each other into volumes; as a rule they are one.
 
     Several images at one position are split by the traits that explain the repeats; of copies with the same pixels one
-    is kept. Images that no trait tells apart stay together, and `stack_frames` refuses them.
+    is kept. Images that no trait distinguishes stay together, and `stack_frames` refuses them.
     """
     found = [SeriesVolume(tuple(frames))]
     if not _repeats(places_of(frames)):
@@ -100,7 +101,7 @@ def _one_after_another(table: np.ndarray) -> bool:
 
 
 def _order(value: Trait) -> tuple:
-    """Sort key: numbers before words before directions, as a damaged header may mix them."""
+    """Sort key: numbers before words before directions, because a damaged header may mix them."""
     return (0, value) if isinstance(value, (int, float)) else (1, value) if isinstance(value, str) else (2, value)
 
 

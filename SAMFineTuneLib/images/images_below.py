@@ -10,7 +10,7 @@ from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.read_dicom import NoDicomImages, look_into
 from SAMFineTuneLib.images.read_image import ENDINGS, is_dicom
 
-_LOCALIZER = 4  # slices: a series of so few is hardly the one to be segmented
+_LOCALIZER = 4  # slices: a series of so few is rarely the one to segment
 
 
 def images_below(
@@ -24,7 +24,7 @@ def images_below(
 
     Returns:
         Each image as `read_volume` takes it: a file, a DICOM folder, or such a folder with a # and the UID of one of
-        its series; and sentences about what was left out beside it.
+        its series; and sentences about files that were left out.
     """
     files = []
     for parent, folders, names in os.walk(folder):

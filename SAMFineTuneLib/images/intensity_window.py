@@ -1,8 +1,8 @@
 """Intensity windows: which voxel values become black and white in the 8-bit picture that a model sees.
 
 A window is chosen once for a volume, never slice by slice, so that the same tissue has the same grey on every slice
-and in every run. It is widened only where it hides what the user points at: contrast-filled vessels that are all white,
-a lung that is all black.
+and in every run. It is widened only where it hides the structure that the user points at: contrast-filled vessels that
+are all white, a lung that is all black.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ _HIDDEN = 0.5
 _HIDDEN_AROUND = 0.4
 """The same for pixels around a box or mask: its border cannot be seen there."""
 _UNLIKE = 0.2
-"""Share of what is joined to a point in the same white or black that differs from it, above which there are borders."""
+"""Share of the white or black piece around a point whose values differ from the point's, above which it has hidden
+borders.
+"""
 _DIFFERENCE = 0.15
 """How much a value must differ for that, in widths of the window."""
 _WITHIN = 0.25
@@ -104,7 +106,7 @@ class IntensityWindow:
 
 
 def joined(windows: Sequence[IntensityWindow]) -> IntensityWindow:
-    """The narrowest window that shows everything that any of these shows; it has the name of the last one."""
+    """The narrowest window that includes all of these; it has the name of the last one."""
     lows, highs = zip(*((window.low, window.high) for window in windows), strict=True)
     return IntensityWindow(min(lows), max(highs), windows[-1].name)
 
@@ -118,17 +120,17 @@ def widened_where_hidden(
 ) -> IntensityWindow:
     """The window in which a model should see a slice on which something is prompted.
 
-    The window stays as it is unless more than half of what is prompted lies beyond one of its ends, and a border is
-    hidden there: around a box there must be more of the same white or black, and what is joined to a point in it must
+    The window stays unless more than half of the prompted pixels lie beyond one of its ends, and a border is hidden
+    there: around a box there must be more of the same white or black, and the piece connected to a point in it must
     have other values, too. A bone or a single vessel among soft tissue is answered better in the window that shows it
-    all white. The new window reaches as far beyond that end as it takes to bring the median of the hidden values a
-    quarter of its width inside.
+    all white. The new window reaches so far beyond that end that the median of the hidden values lies a quarter of its
+    width inside.
 
     Args:
         window: the window of the volume.
         values: the volume on the slice (rows, columns), in its own units.
-        under: bool (rows, columns), what is prompted.
-        around: bool (rows, columns), what surrounds it; None when only points are known.
+        under: bool (rows, columns), the prompted pixels.
+        around: bool (rows, columns), their surroundings; None with points alone.
         pieces_with: gives the connected pieces of a mask that hold any of some pixels, all bool (rows, columns).
 
     Returns:
@@ -153,7 +155,7 @@ def widened_where_hidden(
 
 
 def choose_window(volume: Volume, request: str | None = None) -> IntensityWindow:
-    """Choose the window for a volume; `str` of the result says what was chosen and why.
+    """Choose the window for a volume; `str` of the result says which was chosen and why.
 
     The default is
 

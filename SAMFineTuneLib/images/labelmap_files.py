@@ -61,7 +61,7 @@ def write_labelmap(
 
 
 def check_output_path(path: str | Path) -> None:
-    """UserError unless `path` has an ending that `write_labelmap` knows; call it before long work."""
+    """Raise UserError unless `path` has an ending that `write_labelmap` knows; call it before long work."""
     path = Path(path)
     if path.is_dir():
         raise UserError(f"“{path}” is a folder; give the name of a file in it.")
@@ -72,8 +72,9 @@ def check_output_path(path: str | Path) -> None:
 
 
 def _verify(path: Path, labels: np.ndarray) -> None:
-    """RuntimeError unless the file holds the labels: SimpleITK does not notice a NIfTI file that a full disk cut
-    off."""
+    """Raise RuntimeError unless the file holds the labels: SimpleITK does not notice a NIfTI file that a full disk cut
+    off.
+    """
     written = sitk.ReadImage(str(path))
     if not np.array_equal(sitk.GetArrayViewFromImage(written), labels):
         raise RuntimeError("the label map that was written reads back differently")

@@ -1,4 +1,4 @@
-"""What pydicom 2, which Slicer 5.10 has, names otherwise than pydicom 3."""
+"""Functions that pydicom 2, which Slicer 5.10 has, names differently from pydicom 3."""
 
 from __future__ import annotations
 

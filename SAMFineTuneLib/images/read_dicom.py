@@ -19,8 +19,8 @@ from SAMFineTuneLib.images.intensity_window import IntensityWindow
 from SAMFineTuneLib.images.volume import SeriesInfo, Volume, VolumeSource
 
 _SHORTEST_PART = 4  # characters of a UID: fewer would choose a series by chance, or for a number not in the list
-_OF_SCANS = ("patient", "study")  # what one scan cannot have two of
-_RESOURCE_FORK = "._"  # how macOS begins the names of its own files on foreign disks
+_OF_SCANS = ("patient", "study")  # attributes of which one scan has one value
+_RESOURCE_FORK = "._"  # prefix of macOS's own files on foreign disks
 
 
 class NoDicomImages(UserError):
@@ -58,7 +58,7 @@ class SeriesFound(NamedTuple):
 
 
 def look_into(folder: str | Path) -> SeriesFound:
-    """`list_series`, and what there is to say about it."""
+    """`list_series`, and notes about it."""
     series, unreadable = _scan(Path(folder))
     listed = [_info(number, one) for number, one in enumerate(series, start=1)]
     lost = [error for error in unreadable if not any(_may_be_of(error, one) for one in series)]
@@ -73,7 +73,7 @@ def read_dicom_folder(folder: Path, wanted: str | None = None) -> Volume:
     """
     series, unreadable = _scan(folder)
     chosen = _choose(series, wanted, folder)
-    if len(series) > 1:  # without a choice, a series that cannot be read may have been meant
+    if len(series) > 1:  # without a choice, the user may have meant a series that cannot be read
         unreadable = [error for error in unreadable if _may_be_of(error, chosen)]
     return _volume(chosen, unreadable)
 
@@ -120,7 +120,7 @@ def series_of_files(files: Sequence[Path]) -> Volume:
     if any(len(other.frames) == len(series.frames) for other in others):
         raise UserError(
             f"The DICOM files are {1 + len(others)} volumes of one series ({series.description}; "
-            f"{others[0].description}…), and which of them was segmented is not known; write .seg.nrrd."
+            f"{others[0].description}…), and it is not known which of them was segmented; write .seg.nrrd."
         )
     stack = stack_frames(series.frames)
     first = series.frames[0]
@@ -207,8 +207,9 @@ def _series_of(headers: Sequence[Header]) -> list[_Series]:
 
 
 def _told_apart(headers: Sequence[Header]) -> tuple[list[tuple[str, Sequence[Header]]], list[str]]:
-    """Files of several patients, studies or series that have one SeriesInstanceUID, or none, as some anonymisers leave
-    them: each with words that tell it from the others; and sentences about what was passed over."""
+    """Files of several patients, studies or series that share one SeriesInstanceUID, or have none, as some anonymisers
+    leave them: each with words that distinguish it from the others; and sentences about differences that were ignored.
+    """
     parts: list[tuple[str, Sequence[Header]]] = [("", headers)]
     notes = []
     for name in headers[0].belongs:
@@ -231,8 +232,9 @@ def _told_apart(headers: Sequence[Header]) -> tuple[list[tuple[str, Sequence[Hea
 
 
 def _written_anew(name: str, headers: Sequence[Header]) -> bool:
-    """Whether what differs in every file was written anew for each, and does not tell scans apart. Of two files nobody
-    can say; and patients and studies are told apart unless the files have a UID in common and look like one scan."""
+    """Whether an attribute that differs in every file was made up for each, and does not distinguish scans. This cannot
+    be known of two files; and patients and studies are kept apart unless the files share a UID and look like one scan.
+    """
     if len(headers) < 3 or any(len(header.frames) > 1 for header in headers):
         return False
     one_scan = bool(headers[0].series_uid) and evenly_spaced([header.frames[0] for header in headers])
@@ -292,7 +294,7 @@ def _info(number: int, series: _Series) -> SeriesInfo:
     try:
         stack = stack_frames(series.frames)
         slices, spacing = len(stack.slices), np.linalg.norm(stack.affine[:3, :3], axis=0)
-    except UserError:  # reading it will raise the error; the list shows it all the same
+    except UserError:  # reading it will raise the error; the list shows it nevertheless
         slices, spacing = len(series.frames), np.zeros(3)
     return SeriesInfo(
         number=number,
@@ -306,7 +308,7 @@ def _info(number: int, series: _Series) -> SeriesInfo:
 
 
 def _volume(series: _Series, unreadable: Sequence[UnreadableFile] = ()) -> Volume:
-    """Read pixels and geometry, without the files whose pixels are damaged; `unreadable` files are told."""
+    """Read pixels and geometry, without the files whose pixels are damaged; notes name `unreadable` files."""
     stack = stack_frames(series.frames)
     pieces, failures = read_frames(stack.sources)
     notes = [*series.notes]
@@ -324,7 +326,7 @@ def _volume(series: _Series, unreadable: Sequence[UnreadableFile] = ()) -> Volum
     if 0 < lacking < len(stack.sources):
         notes.append(
             f"{lacking} of {len(stack.sources)} images lack the rescale (RescaleSlope, RescaleIntercept) that the "
-            "others have, so that their grey values may be others; check them."
+            "others have, so that their grey values may be wrong; check them."
         )
     if any(mirror is not None for mirror in mirrors):
         notes.append("The image is stored with dark as bright (MONOCHROME1); its values are inverted.")
@@ -343,7 +345,7 @@ def _may_be_of(error: UnreadableFile, series: _Series) -> bool:
 
 
 def _require_no_forbidden_slice(unreadable: Sequence[UnreadableFile], stack: DicomStack) -> None:
-    """UserError when a slice of the series is, or may be, in a file that the user may not read."""
+    """Raise UserError when a slice of the series is, or may be, in a file that the user may not read."""
     images = {_kind_of_name(frame.file) for frame in stack.sources}
     for error in unreadable:
         if error.forbidden and (None in stack.frames or _kind_of_name(error.path) in images):

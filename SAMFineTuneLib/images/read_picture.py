@@ -39,7 +39,7 @@ def read_picture(path: Path) -> Volume:
 
 @contextmanager
 def opened_picture(path: Path) -> Iterator[Image.Image]:
-    """Open a picture; UserError when it, or what is read of it inside the block, is damaged."""
+    """Open a picture; UserError when it proves damaged, also while it is read inside the block."""
     try:
         with Image.open(path) as picture:
             yield picture

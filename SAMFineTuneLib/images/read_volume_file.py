@@ -28,7 +28,7 @@ _FORMATS = {".nii": "NIfTI", ".nii.gz": "NIfTI", ".nrrd": "NRRD", ".nhdr": "NRRD
             ".mhd": "MetaImage"}  # fmt: skip
 _READERS = {"NIfTI": "NiftiImageIO", "NRRD": "NrrdImageIO", "MetaImage": "MetaImageIO"}
 VOLUME_FILES = tuple(_FORMATS)
-_SMALLEST = 0.01  # mm: voxels of scanners and of microscopes are larger along one axis at least
+_SMALLEST = 0.01  # mm: at least one side of a scanner's or microscope's voxel is larger
 _PERMISSIVE = "ITK_NIFTI_SFORM_PERMISSIVE"
 _HEADER = np.dtype({
     "names": ["size", "dim", "datatype", "bits", "pixdim", "offset", "slope", "intercept", "units", "qform_code",
@@ -37,7 +37,7 @@ _HEADER = np.dtype({
     "offsets": [0, 40, 70, 72, 76, 108, 112, 116, 123, 252, 254, 256, 268, 280, 344],
     "itemsize": 348,
 })  # fmt: skip
-"""What is used of a NIfTI-1 header."""
+"""The fields of a NIfTI-1 header that are used."""
 _VOXELS_FROM = 352  # byte from which on a NIfTI-1 file may hold voxels
 _FLOATS = {16: "f4", 64: "f8"}  # NIfTI's numbers of types
 _SIZES = {2: 1, 4: 2, 8: 4, 16: 4, 64: 8, 256: 1, 512: 2, 768: 4, 1024: 8, 1280: 8}  # bytes of types of grey voxels
@@ -159,8 +159,8 @@ def _check_nifti(path: Path, affine: np.ndarray, shape: tuple[int, ...], header:
     if not (sizes > 0).all() or not np.isfinite(sizes).all():
         given = " × ".join(f"{size:.4g}" for size in sizes)
         notes.append(
-            f"“{path.name}” gives pixel sizes (pixdim) of {given}, which no voxel can have; {said} mm are "
-            "used, as in Slicer, so check lengths, and left and right."
+            f"“{path.name}” gives pixel sizes (pixdim) of {given}, which is impossible; {said} mm are used, as in "
+            "Slicer, so check lengths, and left and right."
         )
     if header["slope"] == 0 and header["intercept"] != 0 and np.isfinite(header["intercept"]):
         notes.append(
@@ -169,7 +169,7 @@ def _check_nifti(path: Path, affine: np.ndarray, shape: tuple[int, ...], header:
         )
     matrices = _matrices(header, unit)
     if not matrices:
-        notes.append(f"“{path.name}” does not say where it lies in the patient; its axes are taken as they come.")
+        notes.append(f"“{path.name}” does not say where it lies in the patient; its axes are used as they are.")
     off = {name: grid_distance(matrix, affine, shape) for name, matrix in matrices.items()}
     used = [name for name, mm in off.items() if mm <= 0.5 * spacing.min()]
     if "sform" in matrices and not used:
@@ -216,9 +216,9 @@ def _matrices(header: np.void, unit: float) -> dict[str, np.ndarray]:
 
 def _scan_nifti(path: Path) -> tuple[np.void, np.ndarray, tuple[str, ...]]:
     """The header of a NIfTI file, the indices of its voxels, in their order, that are not finite, and sentences about
-    what its header leaves out.
+    gaps in its header.
 
-    ITK fills up a truncated file with zeros, so its length is compared with the one that the header states.
+    ITK fills a truncated file with zeros, so its length is compared with the one that the header states.
     """
     no_numbers = np.empty(0, int)
     try:
@@ -250,7 +250,7 @@ def _scan_nifti(path: Path) -> tuple[np.void, np.ndarray, tuple[str, ...]]:
     if len(data) >= start + 2 * voxels:
         lengths = " × ".join(str(max(1, length)) for length in lengths[: max(0, rank)])
         notes = (
-            f"“{path.name}” is longer than the {lengths} voxels that its header states; what follows them is left out.",
+            f"“{path.name}” is longer than the {lengths} voxels that its header states; the rest is left out.",
         )
     if kind := _FLOATS.get(int(header["datatype"])):
         kind = np.dtype(order + kind)

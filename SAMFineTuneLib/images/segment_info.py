@@ -23,7 +23,7 @@ class SegmentInfo:
 
 
 def check_name(name: str) -> None:
-    """UserError unless files of all formats can hold a segment's name."""
+    """Raise UserError unless files of all formats can hold a segment's name."""
     if not isinstance(name, str) or not name.strip():
         raise UserError("A segment needs a name.")
     if "\x00" in name or name.encode("utf-8", "replace").decode() != name:
@@ -31,7 +31,7 @@ def check_name(name: str) -> None:
 
 
 def check_segments(segments: Sequence[SegmentInfo]) -> None:
-    """UserError unless values are distinct whole numbers from 1, names writable, colours within 0 to 1."""
+    """Raise UserError unless values are distinct whole numbers from 1, names writable, colours within 0 to 1."""
     seen: dict[int, str] = {}
     for segment in segments:
         check_name(segment.name)
@@ -61,7 +61,7 @@ def compact_labels(labelmap: np.ndarray, volume: Volume) -> np.ndarray:
 
 
 def require_described(labels: np.ndarray, segments: Sequence[SegmentInfo]) -> None:
-    """UserError when a value of the label map has no segment."""
+    """Raise UserError when a value of the label map has no segment."""
     nameless = sorted({int(value) for value in np.unique(labels)} - {0} - {segment.value for segment in segments})
     if nameless:
         values = ", ".join(map(str, nameless))

@@ -39,7 +39,7 @@ def affine_of(image: sitk.Image) -> np.ndarray:
 
 
 def require_utf8(path: Path) -> None:
-    """UserError for a path with bytes that are not UTF-8, as old archives have them: ITK ends the process."""
+    """Raise UserError for a path with bytes that are not UTF-8, as from old archives: ITK would end the process."""
     try:
         str(path).encode("utf-8")
     except UnicodeEncodeError as error:
@@ -67,7 +67,7 @@ def quiet(native: bool = False) -> Iterator[None]:
 def _without_stderr() -> Iterator[None]:
     try:
         kept = os.dup(2)
-    except OSError:  # a program with windows may have none
+    except OSError:  # a program with windows may have no such streams
         yield
         return
     sink = os.open(os.devnull, os.O_WRONLY)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from SAMFineTuneLib.images.volume import Volume
 
 _EXACT = 0.005  # voxels: positions this close to voxel centres count as the centres
-_TIE = 1e-6  # voxels, pixels: floating point noise does not decide to which side of an edge a point belongs
+_TIE = 1e-6  # voxels, pixels: so that floating point noise does not decide on which side of an edge a point lies
 
 Block = tuple[slice, slice, slice]
 

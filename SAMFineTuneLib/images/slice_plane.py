@@ -295,7 +295,7 @@ def inside(volume: Volume, ras_points) -> np.ndarray:
 
 
 def require_inside(volume: Volume, ras_point, what: str) -> None:
-    """UserError when a RAS point is outside the volume; `what` begins its sentence."""
+    """Raise UserError when a RAS point is outside the volume; `what` begins its sentence."""
     point = np.asarray(ras_point, dtype=np.float64)
     if point.shape != (3,) or not np.isfinite(point).all():
         raise UserError(f"{what} needs three finite numbers: right, anterior, superior in mm.")
@@ -321,8 +321,9 @@ def how_outside(volume: Volume, ras_point) -> str:
 
 
 def require_voxels(volume: Volume, ijk, what: str) -> None:
-    """UserError when no part of the box around voxel coordinates (N, 3) lies in the volume; `what` begins its
-    sentence."""
+    """Raise UserError when no part of the box around voxel coordinates (N, 3) lies in the volume; `what` begins its
+    sentence.
+    """
     ijk = np.asarray(ijk, dtype=np.float64).reshape(-1, 3)
     last = np.array(volume.shape[::-1]) - 0.5
     if (ijk.max(axis=0) < -0.5 - _EDGE).any() or (ijk.min(axis=0) > last + _EDGE).any():

@@ -1,5 +1,5 @@
-"""Checks what ITK ignores in NRRD and MetaImage files: checksums of compressed voxels, files that are not named, units
-of length, and what the header leaves out.
+"""Checks what ITK ignores in NRRD and MetaImage files: checksums of compressed voxels, missing file names, units of
+length, and gaps in the header.
 
 ITK reads whatever is in memory where a MetaImage's voxels cannot be decompressed or lack a file, and takes all lengths
 for mm.
@@ -29,7 +29,7 @@ def check_text_header(path: Path) -> tuple[str, ...]:
     """Check the voxels of a NRRD or MetaImage file, or of the one file that it names, where they are compressed.
 
     Returns:
-        Sentences about units and scales that are ignored, and about geometry that is not given.
+        Sentences about ignored units and scales, and about missing geometry.
 
     Raises:
         OSError: when a file cannot be read.
@@ -46,7 +46,7 @@ def check_text_header(path: Path) -> tuple[str, ...]:
             name = next((header[key] for key in ("data file", "datafile", "ElementDataFile") if key in header), "")
             if name in _SAME_FILE:
                 _decompress(file, _stored(header))
-            elif (voxels := path.parent / name).is_file():  # else several files, or ITK finds that it is not there
+            elif (voxels := path.parent / name).is_file():  # else several files, or a missing one, as ITK notices
                 with open(voxels, "rb") as other:
                     _decompress(other, _stored({"CompressedDataSize": str(voxels.stat().st_size)} | header))
     units = header.get("space units") or header.get("units") or header.get("DistanceUnits", "")
@@ -60,11 +60,11 @@ def check_text_header(path: Path) -> tuple[str, ...]:
     lengths = header.get("space directions") or header.get("spacings") or header.get("ElementSpacing")
     lengths = (lengths or header.get("ElementSize", "")).lower()
     if not lengths or "nan" in lengths or lengths.count("none") > max(0, int(header.get("dimension", 3)) - 3):
-        notes.append(f"“{path.name}” does not say how large its voxels are; 1 mm is used where it does not.")
+        notes.append(f"“{path.name}” does not say how large its voxels are; 1 mm is used instead.")
     placed = {"TransformMatrix", "Orientation", "Rotation"} & header.keys()
     in_body = "space directions" in header and header.get("space", "").lower().startswith(_IN_THE_BODY)
     if not (placed or in_body):
-        notes.append(f"“{path.name}” does not say where it lies in the patient; its axes are taken as they come.")
+        notes.append(f"“{path.name}” does not say where it lies in the patient; its axes are used as they are.")
     scale, offset = (header.get(f"ElementToIntensityFunction{word}", "") for word in ("Slope", "Offset"))
     if scale not in ("", "1") or offset not in ("", "0"):
         notes.append(
@@ -89,7 +89,7 @@ def _header(file: BinaryIO) -> dict[str, str]:
 
 
 def _require_all_files(path: Path, header: Mapping[str, str], file: BinaryIO) -> None:
-    """UserError where a MetaImage names fewer files than it has slices; names of a list follow the header."""
+    """Raise UserError if a MetaImage names fewer files than it has slices; names of a list follow the header."""
     name, *numbers = header.get("ElementDataFile", "").split() or [""]
     if name == "LIST":
         named = sum(bool(line.strip()) for line in file)
@@ -107,7 +107,7 @@ def _require_all_files(path: Path, header: Mapping[str, str], file: BinaryIO) ->
 
 
 def _stored(header: Mapping[str, str]) -> tuple[int, int]:
-    """Bytes that a MetaImage has compressed, and what they become; for NRRD nothing, whose readers find out."""
+    """Sizes of a MetaImage's voxels, compressed and not; nothing for NRRD, whose readers find out."""
     if "ElementDataFile" not in header:
         return 1 << 62, 0
     kind = header.get("ElementType", "").removeprefix("MET_")
@@ -120,7 +120,9 @@ def _whole_numbers(text: str) -> list[int]:
 
 
 def _decompress(file: BinaryIO, stored: tuple[int, int]) -> None:
-    """zlib.error unless the bytes can be decompressed: all of the voxels, out of the bytes that the header states."""
+    """Raise zlib.error unless the bytes can be decompressed: all of the voxels, from as many bytes as the header
+    states.
+    """
     stream, start, length = zlib.decompressobj(_ANY_HEADER), file.tell(), 0
     end = start
     while piece := file.read(_PIECE):

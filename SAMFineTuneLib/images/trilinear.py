@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-_TIE = 1e-6  # voxels: floating point noise does not decide whether a pixel lies in the volume
+_TIE = 1e-6  # voxels: so that floating point noise does not decide whether a pixel lies in the volume
 _BLOCK = 1 << 14  # pixels that are interpolated at a time, so that they stay in the processor's cache
 
 
@@ -74,7 +74,7 @@ class _Blocks:
         self.memory = [np.empty((n, self.height * width), kind) for n, kind in kinds]
 
     def interpolate(self, rows: slice, columns: slice) -> np.ndarray:
-        """Values float32 [row, column], valid until the next call; those outside the volume mean nothing."""
+        """Values float32 [row, column], valid until the next call; those outside the volume are meaningless."""
         down, along = self.down[:, rows, None], self.along[:, None, columns]
         shape = (3, down.shape[1], along.shape[2])
         count = shape[1] * shape[2]

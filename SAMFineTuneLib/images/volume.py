@@ -38,8 +38,8 @@ class VolumeSource:
 class SeriesInfo:
     """One line of a folder's list of DICOM series. It holds nothing that identifies a patient.
 
-    `--series` takes `uid`: the SeriesInstanceUID, with `#2`, `#3`… appended to the further volumes of one series. A
-    series has several when it holds echoes, b-values or phases, which `description` tells apart, or slices of several
+    `--series` accepts `uid`: the SeriesInstanceUID, with `#2`, `#3`… appended to the further volumes of one series. A
+    series has several when it holds echoes, b-values or phases, which `description` distinguishes, or slices of several
     orientations or sizes (localizers).
     """
 
@@ -79,7 +79,7 @@ class Volume:
 
     def __post_init__(self) -> None:
         array = self.array
-        if np.ma.is_masked(array):  # what is masked holds no value
+        if np.ma.is_masked(array):  # masked voxels have no value
             array = array.astype(np.result_type(array.dtype, np.float32)).filled(np.nan)
         array = np.asarray(array)
         if array.ndim != 3 or array.size == 0:
@@ -155,7 +155,7 @@ class Volume:
 
     @cached_property
     def geometry_cache(self) -> dict:
-        """Where `slice_plane` keeps what it computed of this volume's geometry, since every click asks for it again."""
+        """Cache of `slice_plane` for this volume's geometry, which every click needs."""
         return {}
 
     @cached_property

@@ -25,7 +25,7 @@ def open_graph(graph: Path, threads: int | None, providers: Sequence[Provider] =
         An `onnxruntime.InferenceSession`. Errors are ONNX Runtime's own.
     """
     options = runtime().SessionOptions()
-    options.log_severity_level = 4  # its messages would go to stderr; errors are raised all the same
+    options.log_severity_level = 4  # its messages would go to stderr; errors are still raised
     options.intra_op_num_threads = threads or 0
     # Threads that spin while they wait would take the cores from Slicer's window, and from each other.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")

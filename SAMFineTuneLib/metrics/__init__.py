@@ -1,1 +1,1 @@
-"""How well masks agree with a reference, and how sure that figure is."""
+"""How well masks agree with a reference, and the confidence of that figure."""

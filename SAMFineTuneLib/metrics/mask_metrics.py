@@ -31,7 +31,7 @@ class Agreement:
 def agreement(answer: np.ndarray, reference: np.ndarray, spacing: Sequence[float], tolerance: float) -> Agreement:
     """Compare two masks.
 
-    With one mask empty Dice, IoU and NSD are 0; with both empty nothing is said, which is not agreement.
+    With one mask empty Dice, IoU and NSD are 0; with both empty they are None, which is not agreement.
 
     Args:
         answer: bool array.
@@ -65,13 +65,13 @@ class Overlap:
 
     @property
     def dice(self) -> float | None:
-        """None when neither holds anything."""
+        """None when both are empty."""
         total = self.answer + self.reference
         return 2 * self.both / total if total else None
 
     @property
     def iou(self) -> float | None:
-        """None when neither holds anything."""
+        """None when both are empty."""
         union = self.answer + self.reference - self.both
         return self.both / union if union else None
 
@@ -107,7 +107,7 @@ def surface_distances(
     """
     from scipy.ndimage import distance_transform_edt, find_objects
 
-    (around,) = find_objects((first | second).astype(np.uint8))  # distances need nothing beyond
+    (around,) = find_objects((first | second).astype(np.uint8))  # the distances do not depend on pixels beyond
     edges = [boundary(mask[around]) for mask in (first, second)]
     fields = [distance_transform_edt(~edge, sampling=tuple(spacing)) for edge in edges]
     return fields[1][edges[0]], fields[0][edges[1]]

@@ -71,7 +71,7 @@ def estimate(values: Mapping[str, float]) -> Estimate | None:
 
 
 def difference(first: Mapping[str, float], second: Mapping[str, float]) -> Difference | None:
-    """How much more `second` has than `first`, over the patients that both have; None without any."""
+    """The gain of `second` over `first`, for the patients that both have; None without any."""
     both = sorted(first.keys() & second.keys())
     if not both:
         return None
@@ -82,15 +82,15 @@ def difference(first: Mapping[str, float], second: Mapping[str, float]) -> Diffe
 def bootstrap_interval(
     patients: Sequence[float], statistic: Callable[[np.ndarray], float] | None = None, resamples: int = RESAMPLES
 ) -> Interval:
-    """95 % percentile interval of a bootstrap that draws whole patients (SciPy's).
+    """95 % percentile interval of a bootstrap over whole patients (SciPy's).
 
     Args:
-        patients: One number for each patient (n,): its value, or where it is found, for `statistic`.
+        patients: One number for each patient (n,): its value, or its index for `statistic`.
         statistic: Maps drawn patients (n,) to a number; NaN where it is not defined. Default: the mean.
         resamples: How often n patients are drawn.
 
     Returns:
-        Both ends; (None, None) for fewer than two patients, and where no draw has a finite value.
+        Both ends; (None, None) for fewer than two patients, and if no draw has a finite value.
     """
     if len(patients) < 2:
         return None, None
@@ -126,10 +126,10 @@ def partial_spearman(first: Sequence[float], second: Sequence[float], others: Se
     Args:
         first: one value a case (n,).
         second: one value a case.
-        others: the variables that are taken out, each with one value a case.
+        others: the variables to control for, each with one value a case.
 
     Returns:
-        -1 to 1; NaN where nothing is left that varies.
+        -1 to 1; NaN if no variation is left.
     """
     from scipy.stats import rankdata
 
@@ -142,7 +142,7 @@ def partial_spearman(first: Sequence[float], second: Sequence[float], others: Se
 
 
 def _wilcoxon(gaps: Sequence[float]) -> float | None:
-    """Two-sided p; None for fewer than two patients, 1 where nothing differs."""
+    """Two-sided p; None for fewer than two patients, 1 without differences."""
     if len(gaps) < 2:
         return None
     if not any(gaps):

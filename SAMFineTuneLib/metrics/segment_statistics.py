@@ -1,4 +1,4 @@
-"""What a segment measures in its volume: size, grey values and extent."""
+"""Measurements of a segment in its volume: size, grey values and extent."""
 
 from __future__ import annotations
 

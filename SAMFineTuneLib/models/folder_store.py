@@ -17,7 +17,7 @@ Item = TypeVar("Item")
 class FolderStore(Generic[Item]):
     """Items of one kind, each in a folder of its name. Reading never creates the store's folder.
 
-    A subclass sets what it holds (`kind`, in the plural, and `one`, with its article), what its items are told apart by
+    A subclass sets what it holds (`kind`, in the plural, and `one`, with its article), what identifies its items
     (`called`) and the environment variable of its folder, and reads items.
     """
 
@@ -44,7 +44,7 @@ class FolderStore(Generic[Item]):
         return [str(item) for item in self._scan() if isinstance(item, UserError)]
 
     def check_new(self, name: str) -> None:
-        """UserError when there is an item of that name."""
+        """Raise UserError when there is an item of that name."""
         for place in self.places():
             if (place / name).exists():
                 raise UserError(

@@ -119,7 +119,7 @@ def export_onnx(
         prompts = _prompts(spec, objects=2, points=3)
         inputs = [*names, *PROMPTS]
         _trace(_part(network, decode), (*embedding.values(), *prompts), building / "decoder", inputs, list(OUTPUTS))
-        # With other numbers of prompts and points than in the trace, where they must not have become constants.
+        # With other numbers of prompts and points than in the trace, to find those that became constants.
         values = embedding | dict(zip(PROMPTS, _prompts(spec, objects=3, points=1), strict=True))
         _verify(building / "decoder", values, dict(zip(OUTPUTS, decode(*values.values()), strict=True)))
         if getattr(network.mask_decoder, "class_head", None) is not None:
@@ -150,7 +150,7 @@ def export_memory(network: nn.Module, folder: Path, weights: Path) -> Path:
         blocks = [torch.linspace(-1, 1, CHANNELS * count * CELLS**2).reshape(1, CHANNELS, count, CELLS, CELLS).sin()
                   for count in (8, 12)]  # fmt: skip
         _trace(network, (blocks[0],), building / "memory", ["block"], list(MEMORY))
-        # With another number of slices than in the trace, where it must not have become a constant.
+        # With another number of slices than in the trace, to find whether it became a constant.
         _verify(building / "memory", {"block": blocks[1]}, dict(zip(MEMORY, network(blocks[1]), strict=True)))
         (written,) = _finish(building / "memory", weights)
     return folder / written.name
@@ -181,7 +181,7 @@ def _trace(part: nn.Module, values: tuple, folder: Path, inputs: list[str], outp
     # The tracing exporter takes seconds, the newer one half a minute, and their graphs give the same answers.
     options: dict[str, Any] = {"dynamo": False} if "dynamo" in inspect.signature(torch.onnx.export).parameters else {}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about sizes that become constants, which these are
+        warnings.simplefilter("ignore")  # about sizes that become constants, as intended here
         torch.onnx.export(
             part,
             values,
@@ -212,11 +212,11 @@ def _prompts(spec: ModelSpec, objects: int, points: int) -> tuple[Tensor, ...]:
 
 
 def _verify(folder: Path, values: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """RuntimeError unless a graph gives PyTorch's answer in ONNX Runtime."""
+    """Raise RuntimeError unless a graph gives PyTorch's answer in ONNX Runtime."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # errors are raised all the same
+    options.log_severity_level = 4  # errors are still raised
     graph = folder / f"{folder.name}.onnx"
     try:
         session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
@@ -273,5 +273,5 @@ def _finish(part: Path, weights: Path | None) -> list[Path]:
 
 
 def require_exporter() -> None:
-    """UserError when a package is missing that exporting needs."""
+    """Raise UserError when a package is missing that exporting needs."""
     require("Exporting to ONNX", "torch", "onnx")

@@ -16,7 +16,7 @@ def require(purpose: str, *packages: str, extra: str = "torch") -> ModuleType:
     """Import packages.
 
     Args:
-        purpose: what needs them; begins the sentence of the error.
+        purpose: what needs them, at the beginning of the error's sentence.
         packages: module names.
         extra: the extra that installs them: `pip install "samfinetune[extra]"`.
 
@@ -50,6 +50,6 @@ def require_safe_torch(path: object) -> ModuleType:
     if version < SAFE_TORCH:
         raise UserError(
             f"{path} could run harmful code when PyTorch {torch.__version__} reads it: update PyTorch to "
-            f"{'.'.join(map(str, SAFE_TORCH))} or newer, or use a .safetensors file, which cannot."
+            f"{'.'.join(map(str, SAFE_TORCH))} or newer, or use a .safetensors file, which cannot do so."
         )
     return torch

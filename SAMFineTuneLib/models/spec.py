@@ -32,7 +32,7 @@ ARCHITECTURES = {
     "finetune_sam": "a model trained with finetune-SAM",
     "compact": "SAMFineTune's compact model",
 }
-"""What each is called in sentences."""
+"""The name of each architecture in sentences."""
 FILE_ROLES = ("weights", "encoder", "decoder", "classes", "memory", "memory_weights")
 _CHOICES = {
     "architecture": ARCHITECTURES,
@@ -55,7 +55,7 @@ def fields_of(kind: type, content: Any, where: str, advice: str) -> dict[str, An
 
     Args:
         kind: the dataclass.
-        content: what was read.
+        content: the object read from the file.
         where: names the file in the sentence.
         advice: what to do when it cannot be used.
     """
@@ -159,7 +159,7 @@ class ModelFolder:
     path: Path
 
     def has(self, role: str) -> bool:
-        """Whether the file of a role (`weights`, `encoder`, `decoder`) is there."""
+        """Whether the file of a role (`weights`, `encoder`, `decoder`) exists."""
         return role in self.spec.files and (self.path / self.spec.files[role]).is_file()
 
     def file(self, role: str) -> Path:
@@ -185,12 +185,12 @@ class ModelFolder:
         return sum(path.stat().st_size for path in self.path.iterdir() if path.is_file())
 
     def verify(self) -> None:
-        """UserError when a file is missing or has another digest than `model.json` states. Reads all files."""
+        """Raise UserError when a file is missing or has another digest than `model.json` states. Reads all files."""
         for role in self.spec.files:
             self.file(role)
         for name, expected in self.spec.sha256.items():
             file = self.path / name
-            found = sha256_of(file) if file.is_file() else "none, because it is missing"
+            found = sha256_of(file) if file.is_file() else "none, as it is missing"
             if expected != found:
                 raise UserError(
                     f"{file} is damaged or was replaced: its SHA-256 is {found}, not {expected}; "
@@ -224,7 +224,7 @@ def plain_id(text: str) -> str:
 
 
 def _problem(spec: ModelSpec) -> str | None:
-    """What is wrong with a description, or None."""
+    """The first wrong field of a description, as a clause, or None."""
     for name in ("id", "name", "licence", "source"):
         if not isinstance(getattr(spec, name), str):
             return f"{name} must be text"
@@ -264,7 +264,7 @@ def _problem(spec: ModelSpec) -> str | None:
 
 
 def _are_weights(values: Any) -> bool:
-    """Whether these are the four weights of a calibration; none but the first may lower what the evidence raises."""
+    """Whether these are the four weights of a calibration; all but the first must not be negative."""
     if not isinstance(values, list | tuple) or len(values) != 4:
         return False
     return all(isinstance(value, int | float) and math.isfinite(value) for value in values) and min(values[1:]) >= 0

@@ -1,4 +1,4 @@
-"""The models on this computer: those that ship with the library, and those the user added."""
+"""The models on this computer: those that ship with the library, and those that the user added."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from SAMFineTuneLib.models.spec import SPEC_FILE, ModelFolder, ModelSpec, read_m
 
 DEFAULT_MODEL = "compact"
 
-Source = Path | Callable[[Path], object]  # a file to copy, or what writes (or moves) one to the path it is given
+Source = Path | Callable[[Path], object]  # a file to copy, or a function that writes (or moves) one to a path
 
 
 class Store(FolderStore[ModelFolder]):

@@ -12,7 +12,7 @@ import numpy as np
 CELLS = 64
 CHANNELS = 6
 _BINS = 32
-_CLOSEST = 0.4  # cells from slice to slice, the least that the network knows
+_CLOSEST = 0.4  # smallest distance of slices, in cells, that the network has learned
 _MOST = 4.0  # log-likelihood ratio that counts as certain
 
 
@@ -35,8 +35,8 @@ def stretch(image: np.ndarray) -> np.ndarray:
 
 
 def grey_evidence(image: np.ndarray, slices: np.ndarray, masks: np.ndarray) -> np.ndarray:
-    """How much more often each grey value of a block occurs in the structure than around it, as far as the known slices
-    tell: log-likelihood ratio (D, H, W), -1 to 1.
+    """How much more often each grey value of a block occurs in the structure than around it on the known slices:
+    log-likelihood ratio (D, H, W), -1 to 1.
 
     Args:
         image: the block, -1 to 1 (D, H, W).

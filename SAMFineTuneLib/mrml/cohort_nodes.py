@@ -32,10 +32,10 @@ _AT_ONCE = 1 << 22  # bytes copied in a step
 
 
 def image_steps(told: Mapping[str, Any]) -> Generator[float, None, tuple[Any, Any]]:
-    """Copy the voxels and labels of a case into memory of VTK, and delete their files.
+    """Copy a case's voxels and labels into VTK's memory, then delete their files.
 
     Args:
-        told: what the process told of them: `voxels`, `labels` (paths, "" without labels), `start` (i, j, k) of the
+        told: what the process sent about them: `voxels`, `labels` (paths, "" without labels), `start` (i, j, k) of the
             labels, `affine`.
 
     Returns:
@@ -120,7 +120,7 @@ def add_case(
 
 
 def _empty(told: Mapping[str, Any]):
-    """A labelmap without voxels on the volume's grid."""
+    """An empty labelmap on the volume's grid."""
     import slicer
 
     image = slicer.vtkOrientedImageData()
@@ -129,7 +129,7 @@ def _empty(told: Mapping[str, Any]):
 
 
 def content_of(segmentation_node) -> dict[str, Any]:
-    """A value that differs after a segment was edited, renamed, added or removed: name, label value and time by ID."""
+    """A value that changes when a segment is edited, renamed, added or removed: name, label value and time by ID."""
     segmentation, found = segmentation_node.GetSegmentation(), {}
     for segment_id in segmentation.GetSegmentIDs():
         segment = segmentation.GetSegment(segment_id)
@@ -190,7 +190,7 @@ def label_file_steps(path: Path, segmentation_node, volume_node, labels: Mapping
 
 
 def _still_nothing(steps: Steps[Any]) -> Generator[float, None, Any]:
-    """Take steps, and yield 0.0 after each."""
+    """Run all steps, yielding 0.0 after each."""
     try:
         while True:
             next(steps)
@@ -243,12 +243,12 @@ def _common(shape, array_shape, start) -> tuple[list[slice], list[slice]]:
 
 
 def place_on_slice(volume: Volume, volume_node, segmentation_node, segment_id: str, orientation: str, index: int):
-    """The middle of a segment on a slice; of the slice where the segment is not there.
+    """The middle of a segment on a slice, or of the slice itself where the segment is absent.
 
     Args:
         volume: the voxels of the volume node.
         volume_node: the volume's node.
-        segmentation_node: that has the segment; None means that it is not there.
+        segmentation_node: that has the segment; None means that the segment is absent.
         segment_id: of the segment.
         orientation: of the slice.
         index: of the slice.

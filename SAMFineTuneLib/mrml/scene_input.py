@@ -50,14 +50,14 @@ class SceneInput:
         self.client = client
         self.parameters = storage.ParameterNode(scene)
         self.state: events.StateChanged | None = None
-        """The newest state that the session told."""
+        """The newest state that the session reported."""
         self.volume_node = None
         self.segmentation_node = None
         self.volume: Volume | None = None
         self.placing = Placing(scene)
         self.found = FoundDisplay(scene)
         self.save_undo_state: Callable[[], object] = lambda: None
-        """Called before masks are written into a segmentation that somebody else has changed, for Slicer's own undo."""
+        """Called before masks are written into a segmentation that was changed elsewhere, for Slicer's own undo."""
         self._clock = clock
         self.on_change: Callable[[], object] = lambda: None
         """Called when something changed in the scene, so that the host takes the next turn soon."""
@@ -133,7 +133,7 @@ class SceneInput:
         writer.save_undo_state = lambda: self.save_undo_state()
         if owners is not None and not writer.from_dict(owners):
             self._tell(events.Notice(
-                "The segmentation has another grid than when its masks were stored: they now count as drawn by hand."
+                "The segmentation's grid has changed since its masks were stored: they now count as drawn by hand."
             ))  # fmt: skip
         nodes = PromptNodes(self.scene, self.volume_node, self.segmentation_node)
         prompts = PromptSync(nodes, self._table, self.volume, self.client, self._view_at, self._tell, self._clock)
@@ -185,7 +185,8 @@ class SceneInput:
         return "axial" if view is None else view
 
     def _changed(self) -> None:
-        """Note that the session got an intent: a state that includes it will come, and older states do not count."""
+        """Note that the session was sent an intent: a state that includes it will come, and older states are ignored.
+        """
         self._awaits_state, self._next_state, self._look = True, None, None
         if self._work is not None:
             self._work.keeper.changed()

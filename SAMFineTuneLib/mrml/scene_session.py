@@ -173,7 +173,7 @@ class SceneSession(SceneSync):
         self._look = None
 
     def stop_placing(self) -> None:
-        """Leave Slicer's place mode. A click that no turn has seen yet still places its prompt."""
+        """Leave Slicer's place mode. A click that has not been handled yet still places its prompt."""
         self._place_again = None
         self._place_clicks_that_wait()
         self.placing.stop()
@@ -181,7 +181,7 @@ class SceneSession(SceneSync):
             self._work.nodes.remove_empty()
 
     def _follow_changes(self) -> None:
-        """Follow also what the user did with the tool in hand."""
+        """Also handle what the user did with the active tool."""
         super()._follow_changes()
         kind, self._place_again = self._place_again, None
         if kind is not None and self.volume is not None and self.placing.kind is None:
@@ -198,8 +198,9 @@ class SceneSession(SceneSync):
             self._place_clicks()
 
     def store(self, patience: float = 0.0) -> None:
-        """As `SceneSync.store`; a click that no turn has seen yet counts. Slicer does not say when it saves a scene, so
-        a program that saves right after placing prompts calls this first."""
+        """As `SceneSync.store`, including a click that has not been handled yet. Slicer does not say when it saves a
+        scene, so a program that saves right after placing prompts calls this first.
+        """
         self._place_clicks_that_wait()
         super().store(patience)
 
@@ -224,7 +225,7 @@ class SceneSession(SceneSync):
         return segment_id
 
     def input_removed(self, node) -> bool:
-        """As `SceneInput.input_removed`; a tool that was held is taken up again when the scene is quiet."""
+        """As `SceneInput.input_removed`; the active tool is chosen again once the scene is quiet."""
         kind = self.placing.kind
         removed = super().input_removed(node)
         if removed:
@@ -232,7 +233,7 @@ class SceneSession(SceneSync):
         return removed
 
     def scene_closes(self) -> None:
-        """As `SceneInput.scene_closes`; the tool that was held is put away."""
+        """As `SceneInput.scene_closes`; the active tool is put away."""
         self._place_again = None
         super().scene_closes()
 
@@ -283,7 +284,7 @@ class SceneSession(SceneSync):
         self._changed()
 
     def redo(self) -> None:
-        """Redo what was undone last."""
+        """Redo the last step that was undone."""
         self._reconcile()
         self.client.redo()
         self._changed()
@@ -359,11 +360,11 @@ class SceneSession(SceneSync):
 
     @property
     def refresh_due(self) -> bool:
-        """Whether the closed surface is stale, and the masks have come to rest."""
+        """Whether the closed surface is stale and the masks no longer change."""
         return self._work is not None and self._work.masks.surface_due
 
     def refresh_surface(self) -> None:
-        """Make the closed surface of one segment anew, which takes up to a second."""
+        """Rebuild the closed surface of one segment, which takes up to a second."""
         if self._work is not None:
             self._work.writer.refresh_surface()
 

@@ -43,7 +43,7 @@ class SceneSync(SceneInput):
     """The turns of the work on a volume and a segmentation. `SceneSession` adds what the panel can ask for."""
 
     views_first = False
-    """Whether the last turn has written masks and left all else to the next one, so that the views are drawn."""
+    """Whether the last turn only wrote masks and left the rest to the next one, so that the views are drawn."""
     _closed = False
     _failing = ""  # how the last turn failed
 
@@ -121,7 +121,7 @@ class SceneSync(SceneInput):
         self._look_ahead()
 
     def _look_ahead(self) -> None:
-        """Have the model prepare the slice that the user looks at with a tool in hand, once the view is at rest."""
+        """Have the model prepare the slice that the user looks at with an active tool, once the view rests."""
         node = self._views.active()
         if self.placing.kind is None or self.volume is None or node is None:
             return
@@ -229,7 +229,7 @@ class SceneSync(SceneInput):
     # ---- what was changed elsewhere
 
     def _follow_changes(self) -> None:
-        """Follow what was changed in Slicer's other modules and has come to rest."""
+        """Follow changes from Slicer's other modules once they are complete."""
         if self._volume_watch.has_changed("volume") or self._volume_watch.has_changed("place"):
             self._follow_volume()
         if self._volume_watch.has_changed("window"):
@@ -267,7 +267,8 @@ class SceneSync(SceneInput):
         """When the volume's voxels or place changed, begin a new session with the same prompts.
 
         Args:
-            also_frame: whether also when a sequence shows another frame, which alone keeps the masks there are.
+            also_frame: whether another frame of a sequence counts as a change. Otherwise the masks of the former frame
+            stay.
         """
         if self.volume_node is None:
             return
@@ -277,7 +278,7 @@ class SceneSync(SceneInput):
             node = self.volume_node
             self._leave()
             self._set_volume(None, None)
-            self._tell(events.Failed(f"{error} The volume “{node.GetName()}” was put aside."))
+            self._tell(events.Failed(f"{error} The volume “{node.GetName()}” was deselected."))
             return
         before, at = self._recognised, voxel_time(self.volume_node)
         untouched, frame = at == self._voxels_at, is_frame(self.volume_node)

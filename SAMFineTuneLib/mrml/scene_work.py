@@ -21,7 +21,7 @@ from SAMFineTuneLib.session.events import Event, Failed, Notice, StateChanged
 _log = logging.getLogger(__name__)
 
 MOVED = (
-    "The volume was moved, its prompts stayed where they are: masks are made anew from them, propagated slices are "
+    "The volume was moved, but its prompts were not: masks are computed again from them, propagated slices are "
     "taken back; propagate again."
 )
 _NOT_KEPT = (
@@ -32,7 +32,7 @@ _MOST_REPAIRS = 3  # in a row
 _MOST_NAMED = 3
 _FEW_MASKS = 30  # whose record is written within milliseconds
 _OTHER_IMAGE = (
-    "The prompts were placed on another image than this one: masks are made anew, propagated slices stay as they are."
+    "The prompts were placed on another image: their masks are computed again, propagated slices stay as they are."
 )
 
 
@@ -57,7 +57,7 @@ class Work:
         self._fresh: list[str] = []  # of these, those of which the user was not told yet how many voxels they got
         self._repairs = 0  # in a row
         self._client, self._tell = client, tell
-        self._looked_at = set(self._shown())  # masks that were checked for having got no voxels
+        self._looked_at = set(self._shown())  # masks that were checked for whether they got any voxels
 
     @property
     def nodes(self) -> PromptNodes:
@@ -71,7 +71,7 @@ class Work:
 
     @property
     def at_rest(self) -> bool:
-        """Whether nothing waits to be sent, written, checked or stored, apart from what the session will still send."""
+        """Whether nothing waits to be sent, written, checked or stored, apart from what the session has yet to send."""
         waiting = self.prompts.dirty or self.prompts.held or len(self.masks) or self.jobs or self.sweep_due
         return not waiting and not self.masks.unchecked and self.keeper.current and not self.unwritten
 
@@ -92,8 +92,9 @@ class Work:
 
     @property
     def time_to_write(self) -> bool:
-        """Whether to store the record now: soon, as Slicer does not say when it saves; once things are at rest where
-        the record is large or a job goes on changing it."""
+        """Whether to store the record now: soon, because Slicer does not announce that it saves; a large record, or one
+        that a job keeps changing, only once nothing changes any more.
+        """
         small = not self.jobs and len(self.writer.masks()) <= _FEW_MASKS
         return self.unwritten and not len(self.masks) and (small or self.keeper.rested)
 

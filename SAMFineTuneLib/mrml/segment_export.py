@@ -105,7 +105,7 @@ def labelmap_steps(segmentation_node, volume_node, segment_ids: Sequence[str] | 
         note = _what_is_lost(segment.GetRepresentation(BINARY), held, same_parent, affine, shape, count)
         notes += [f"Segment “{info.name}” {note}"] if note else []
     if lost:
-        notes.append(f"{lost} voxels belong to several segments; the first of them has them in the label map.")
+        notes.append(f"{lost} voxels belong to several segments; the label map gives them to the first of these.")
     return Labelmap(labels, affine, tuple(segments), tuple(notes))
 
 
@@ -181,7 +181,7 @@ def require_series(dicom_files: Sequence[str | Path]) -> None:
 def _described(segmentation, segment_id: str, value: int) -> SegmentInfo:
     segment = segmentation.GetSegment(segment_id)
     if segment is None:
-        raise UserError("A segment that was to be exported is no longer there; choose again.")
+        raise UserError("A segment to be exported no longer exists; choose again.")
     return SegmentInfo(segment.GetName() or segment_id, value, tuple(segment.GetColor()))
 
 
@@ -243,7 +243,7 @@ def _what_is_lost(image, held: int, same_parent: bool, affine: np.ndarray, shape
         return f"reaches beyond the volume: {held - count} of its {held} voxels are left out."
     grids = (held, image_affine(image)), (count, affine)
     before, after = (voxels * abs(np.linalg.det(one[:3, :3])) / 1000 for voxels, one in grids)
-    return f"has other voxels than the volume and was resampled: {before:.2f} mL became {after:.2f} mL."
+    return f"has another voxel grid than the volume and was resampled: {before:.2f} mL became {after:.2f} mL."
 
 
 def _labelmap_node(found: Labelmap, volume_node, name: str):

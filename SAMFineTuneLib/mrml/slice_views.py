@@ -211,7 +211,7 @@ class RestingView:
         self._rests_from: float | None = None  # None once that was said
 
     def has_come_to_rest(self, view: object) -> bool:
-        """Whether the view has stayed equal for a while; True once for each view."""
+        """Whether the view has not moved for a while; True once for each view."""
         if view != self._view:
             self._view, self._rests_from = view, self._clock() + _RESTS
         elif self._rests_from is not None and self._clock() >= self._rests_from:

@@ -1,4 +1,4 @@
-"""What is saved with a scene: the parameter node, and for every volume and segmentation the session's document.
+"""What is saved with a scene: the parameter node, and the session's document for every volume and segmentation.
 
 The document is kept in a text node that references both. It is hidden from lists and, like the session file, holds
 neither paths nor anything about the patient.
@@ -128,7 +128,7 @@ class Record:
     owners: Any = None
     model: str = ""
     adapter: str = ""
-    volume: dict[str, Any] = field(default_factory=dict)  # by which it is recognised
+    volume: dict[str, Any] = field(default_factory=dict)  # identifies the volume
 
 
 def read_record(scene, volume_node, segmentation_node) -> Record:
@@ -184,13 +184,13 @@ class RecordKeeper:
         self._last_change = clock()
 
     def changed(self) -> None:
-        """Note that the session has changed, or will when it gets the intents that are on their way."""
+        """Note that the session has changed, or will change once it gets the intents that were sent."""
         self._stale = True
         self._last_change = self._clock()
 
     @property
     def current(self) -> bool:
-        """Whether the record holds the session as it is."""
+        """Whether the record holds the session's current state."""
         return not self._stale and self._request is None
 
     @property
@@ -237,7 +237,7 @@ def contents_of(document: dict[str, Any]) -> tuple[list[SegmentInfo], list[Promp
         prompts = [PromptInfo.from_dict(entry) for entry in document["prompts"]]
         return segments, prompts, IntensityWindow(**window) if window else None
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError("The session stored in the scene is damaged: masks are made anew from the prompts.") from error
+        raise UserError("The session stored in the scene is damaged: its masks are computed again.") from error
 
 
 def places_of(document: dict[str, Any], volume: Volume) -> set[tuple[int, str]]:
@@ -251,10 +251,10 @@ def places_of(document: dict[str, Any], volume: Volume) -> set[tuple[int, str]]:
 
 
 def recognise(volume: Volume) -> dict[str, Any]:
-    """What a volume is recognised by while it is in the scene, and after saving and loading: size, place, a checksum of
-    its voxels, and the digest of some of them that scenes of earlier versions hold.
+    """What identifies a volume in the scene, and after saving and loading: size, place, a checksum of its voxels, and
+    the digest of some voxels that scenes of earlier versions hold.
 
-    The checksum takes up to a tenth of a second. In larger volumes it leaves out slices, evenly.
+    The checksum takes up to a tenth of a second. In larger volumes it skips slices, evenly.
     """
     step, checksum = -(-volume.array.nbytes // _CHECKED), 0
     for piece in volume.array[::step]:

@@ -1,4 +1,4 @@
-"""Prompts in RAS: the kinds there are, the slice planes on which they lie, and the files that hold them."""
+"""Prompts in RAS: their kinds, the slice planes on which they lie, and the files that hold them."""
 
 # Importing a kind registers it. Their order here is that of the panel's tools.
 from SAMFineTuneLib.prompts.point_prompt import PointPrompt  # isort: skip

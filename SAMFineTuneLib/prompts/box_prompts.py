@@ -42,7 +42,7 @@ class BoxPrompt(Prompt):
     list_name = "boxes"
     noun = "Box"
     markers = (Marker("box", "ROI", "box"),)
-    tools = (Tool("box", "Box", "Box", "O", "box", "Drag a box close round the structure."),)
+    tools = (Tool("box", "Box", "Box", "O", "box", "Drag a box tightly around the structure."),)
 
     def __post_init__(self) -> None:
         for name in ("corner_a", "corner_b"):
@@ -76,7 +76,7 @@ class BoxPrompt(Prompt):
         return found
 
     def remark(self, volume: Volume, orientation: str) -> str | None:
-        """About a box that is flat in the patient's axes, as an untilted view shows it, on a tilted volume."""
+        """A note about a box that is flat in the patient's axes, as from an untilted view, on a tilted volume."""
         corners = np.array([self.corner_a, self.corner_b])
         axis = view_axes(volume, orientation)[2]
         ends = volume.ras_to_ijk(corners)[:, axis]
@@ -274,7 +274,7 @@ def _bounds(pixels: np.ndarray) -> np.ndarray:
 
 
 def _boxes(plane: SlicePlane, box: np.ndarray, least: float) -> dict[SlicePlane, PlanePrompts]:
-    """A box (4,) in pixels, clipped to the picture; nothing where less than `least` pixels of a side are left."""
+    """A box (4,) in pixels, clipped to the picture; nothing if less than `least` pixels of a side are left."""
     rows, columns = plane.shape
     box = np.clip(box, -0.5, [columns - 0.5, rows - 0.5] * 2)
     return {plane: PlanePrompts(box=box)} if min(box[2] - box[0], box[3] - box[1]) >= least else {}

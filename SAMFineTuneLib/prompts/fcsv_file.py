@@ -49,7 +49,7 @@ def _lines(path: Path) -> list[str]:
     content = load_file(path)
     try:
         return content.decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError:  # labels in the code page of an older Windows; coordinates are plain all the same
+    except UnicodeDecodeError:  # labels may be in the code page of an older Windows; coordinates are plain ASCII
         return content.decode("latin-1").splitlines()
 
 

@@ -1,4 +1,4 @@
-"""Closed lines: what they enclose belongs to a structure, or does not.
+"""Closed lines: the enclosed area belongs to a structure, or does not.
 
 nnInteractive (Isensee et al. 2025) has the same interaction. Here every answer holds the enclosed pixels, or leaves
 them out; `session.answers` says when the model is asked about them, too.
@@ -20,7 +20,7 @@ from SAMFineTuneLib.prompts.prompt_kind import Marker, Tool, prompt_kind
 @prompt_kind
 @dataclass(frozen=True)
 class LassoPrompt(DrawnLine):
-    """The corners of a closed line on one slice. All that it encloses belongs to the structure, or does not."""
+    """The corners of a closed line on one slice. Everything inside belongs to the structure, or does not."""
 
     list_name = "lassos"
     noun = "Lasso"
@@ -30,23 +30,23 @@ class LassoPrompt(DrawnLine):
     )
     markup_types = ("ClosedCurve",)
     tools = (
-        Tool("lasso+", "Lasso", "LassoPositive", "L", "loop", "Draw a line round what belongs to the structure."),
+        Tool("lasso+", "Lasso", "LassoPositive", "L", "loop", "Draw a line around what belongs to the structure."),
         Tool("lasso-", "Lasso −", "LassoNegative", "Shift+L", "loop",
-             "Draw a line round what does not belong to it.", False),
+             "Draw a line around what does not belong to it.", False),
     )  # fmt: skip
 
     def __post_init__(self) -> None:
         super().__post_init__()
         points = self.ras[:-1] if self.ras[0] == self.ras[-1] else self.ras  # it is closed anyway
         if len(set(points)) < 3:
-            raise UserError("A lasso needs at least three points: draw a line round an area.")
+            raise UserError("A lasso needs at least three points: draw a line around an area.")
         object.__setattr__(self, "ras", points)
 
     def project(self, planes: PlanesOfView, what: str) -> dict[SlicePlane, PlanePrompts]:
         corners = np.array(self.ras)
         plane = planes.plane_of(corners, what, "a point", "all of it")
         if plane is None:
-            planes.through(self.anchor, f"The middle of {what}")  # refuses what lies outside the volume
+            planes.through(self.anchor, f"The middle of {what}")  # raises for a lasso outside the volume
             raise UserError(
                 f"{what} runs through several {planes.orientation} slices: draw it on one slice, or choose the "
                 "orientation whose slice it lies on."
@@ -60,7 +60,7 @@ class LassoPrompt(DrawnLine):
 def enclosed_pixels(corners: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """Pixels, bool (rows, columns), whose centres a closed line encloses.
 
-    Where the line crosses itself, everything that it runs round counts (nonzero winding number).
+    Where the line crosses itself, everything that it runs around counts (nonzero winding number).
 
     Args:
         corners: (N, 2), x and y; they may lie outside the picture.

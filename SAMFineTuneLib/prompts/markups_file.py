@@ -1,13 +1,13 @@
 """Reads and writes Slicer's markups files (`.mrk.json`): point lists, ROIs, curves and planes as prompts.
 
-What a markup means:
+The meaning of a markup:
 
 * The segment has the markup's name, which is the file's name unless the file says otherwise. Words at its end that only
   describe the markup do not count (positive, negative, points, box, lasso and the like, also with a number):
   "liver_negative.mrk.json" and "liver_box-1.mrk.json" both belong to "liver".
 * A point is negative when its description, or else its label, or else the markup's name contains negative, neg or
   background, or is just "-"; positive, pos, foreground or "+" make it positive. Other prompts go by the name.
-* `Prompt.markup_types` of each kind says which types of markups are read as it. Curves count straight from control
+* `Prompt.markup_types` of each kind lists the types of markups that become it. Curves count straight from control
   point to control point.
 * A plane is the oblique plane on which all prompts are placed.
 

@@ -56,7 +56,7 @@ class MaskPrompt(Prompt):
         plane = self.plane
         fit = planes.oblique or aligned_plane(planes.volume, plane.orientation, plane.index)
         if fit.shape != plane.shape or not np.allclose(fit.origin, plane.origin, atol=0.01):
-            raise UserError(f"{what} was drawn on {plane}, which is not here: draw it again.")
+            raise UserError(f"{what} was drawn on {plane}, which this volume does not have: draw it again.")
         return {fit: PlanePrompts(mask=self.mask)}
 
     def to_json(self) -> dict[str, Any]:

@@ -31,8 +31,8 @@ class PlanePrompts:
         labels: (N,) int64, 1 inside, 0 outside.
         box: (4,) float32 x0, y0, x1, y1, or None.
         mask: a rough shape, bool (rows, columns), or None.
-        region: what the answer must be, int8 (rows, columns), or None: 1 belongs to the structure, -1 does not, 0 is
-            for the model to say.
+        region: pixels that are decided, int8 (rows, columns), or None: 1 belongs to the structure, -1 does not, the
+        model decides about 0.
     """
 
     points: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), np.float32))
@@ -65,7 +65,7 @@ class PlanePrompts:
 
 
 class PlanesOfView:
-    """The planes on which a prompt may lie that was placed in a view.
+    """The planes on which a prompt that was placed in a view may lie.
 
     Args:
         volume: the volume.
@@ -125,7 +125,7 @@ def patient_axis(orientation: str) -> int:
 
 
 def placed_view(prompt: Prompt, view: str | SlicePlane) -> str | SlicePlane:
-    """The orientation, or else the oblique plane, on which a prompt lies that was placed in a view."""
+    """The orientation, or else the oblique plane, of a prompt that was placed in a view."""
     view = prompt.own_plane or view
     return view.orientation if isinstance(view, SlicePlane) and view.index is not None else view
 
@@ -133,7 +133,7 @@ def placed_view(prompt: Prompt, view: str | SlicePlane) -> str | SlicePlane:
 def planes_of(
     volume: Volume, prompt: Prompt, view: str | SlicePlane, segment: str = ""
 ) -> dict[SlicePlane, PlanePrompts]:
-    """What of a prompt lies on which slice plane, planes in order.
+    """The parts of a prompt on slice planes, in the order of the planes.
 
     A prompt goes to the volume's own slices of an orientation, or to an oblique plane alone. A point goes to the slice
     it lies in, a lasso to the slice it was drawn on. A box whose corners lie in one slice, at most half a slice apart,

@@ -1,4 +1,4 @@
-"""What every kind of prompt declares, and the list of all kinds.
+"""The declarations of a kind of prompt, and the list of all kinds.
 
 A kind is a frozen dataclass that derives from `Prompt` and is registered with `@prompt_kind`. Projection onto slice
 planes, prompts files, markups files, Slicer's scene, the panel's tools and the wire between panel and worker all ask
@@ -46,7 +46,7 @@ class Markup:
 
 @dataclass(frozen=True)
 class Marker:
-    """How prompts of one kind and sign stand in Slicer's scene and in markups files.
+    """How prompts of one kind and sign appear in Slicer's scene and in markups files.
 
     Args:
         name: marks the node in saved scenes, so that it must never change.
@@ -54,7 +54,7 @@ class Marker:
         words: follow the segment's name in the names of nodes and files.
         positive: the sign of the prompts.
         point_list: every control point is a prompt; otherwise the whole markup is one.
-        sizes: of the light and the dark part of what is drawn, in percent of a fifth of the screen's diagonal; None
+        sizes: of the light and the dark part of the drawing, in percent of a fifth of the screen's diagonal; None
             for boxes, which Slicer draws as outlines with handles.
         diamond: points are drawn as diamonds instead of discs.
     """
@@ -92,12 +92,12 @@ class Tool:
 
 
 class Prompt(ABC):
-    """Something that a user placed to say where a structure is, or is not. All coordinates are RAS in mm."""
+    """Something that a user placed to show where a structure is, or is not. All coordinates are RAS in mm."""
 
     list_name: ClassVar[str]
     """Key of the list that holds prompts of this kind in prompts files."""
     noun: ClassVar[str]
-    """What messages call it."""
+    """Its name in messages."""
     markers: ClassVar[tuple[Marker, ...]] = ()
     """None for a kind that Slicer's markups cannot hold."""
     markup_types: ClassVar[tuple[str, ...]] = ()
@@ -113,7 +113,7 @@ class Prompt(ABC):
 
     @abstractmethod
     def project(self, planes: PlanesOfView, what: str) -> dict[SlicePlane, PlanePrompts]:
-        """What of the prompt lies on which plane; `what` names the prompt in messages of UserError."""
+        """The parts of the prompt on planes; `what` names the prompt in messages of UserError."""
 
     @abstractmethod
     def to_json(self) -> dict[str, Any]:
@@ -130,11 +130,11 @@ class Prompt(ABC):
             coordinates: those of the file.
 
         Raises:
-            UserError: for what is wrong.
+            UserError: for an invalid entry.
         """
 
     def to_markup(self, plane: SlicePlane) -> Markup:
-        """What a markup of the type of `marker` holds. `plane` is one of the slices that the prompt is meant on."""
+        """The prompt as a markup of the type of `marker`. `plane` is one of the slices on which the prompt lies."""
         raise NotImplementedError
 
     @classmethod
@@ -144,21 +144,21 @@ class Prompt(ABC):
 
     @classmethod
     def drawn(cls, plane: SlicePlane, points: Sequence[Ras], positive: bool) -> Prompt:
-        """Make a prompt of what a tool drew.
+        """Make a prompt from a tool's drawing.
 
         Args:
-            plane: that was drawn on.
+            plane: of the slice view.
             points: world RAS in mm.
-            positive: whether they say what belongs to the object, or what does not.
+            positive: whether they mark what belongs to the object, or what does not.
 
         Raises:
-            UserError: when that is too little.
+            UserError: when there are too few points.
         """
         raise NotImplementedError
 
     @property
     def own_plane(self) -> SlicePlane | None:
-        """The plane that a prompt brings with it; None where the view decides in which it was placed."""
+        """The plane that a prompt brings with it; None if the view in which it was placed decides."""
         return None
 
     def remark(self, volume: Volume, orientation: str) -> str | None:
@@ -173,7 +173,7 @@ class Prompt(ABC):
 
     @property
     def sign(self) -> bool:
-        """Whether the prompt says what belongs to the structure (True) or what does not."""
+        """Whether the prompt marks what belongs to the structure (True) or what does not."""
         return getattr(self, "positive", True)
 
     @property
@@ -216,12 +216,12 @@ def tools() -> Mapping[str, Tool]:
 
 
 def kind_of_markup(markup_type: str) -> type[Prompt] | None:
-    """The kind of prompt that markups of a type are read as."""
+    """The kind of prompt that markups of a type become."""
     return next((kind for kind in KINDS.values() if markup_type in kind.markup_types), None)
 
 
 def drawn_prompt(tool_name: str, plane: SlicePlane, points: Sequence[Ras]) -> Prompt:
-    """The prompt that a tool makes of what the user drew.
+    """The prompt that a tool makes from the user's drawing.
 
     Args:
         tool_name: a key of `tools()`.

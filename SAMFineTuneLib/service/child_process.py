@@ -9,11 +9,11 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-_DYING = 0.2  # seconds within which the system removes a process that was killed
+_DYING = 0.2  # seconds within which the system removes a killed process
 
 
 class ChildProcess:
-    """A process with a pipe as its standard input, and after its end perhaps another one."""
+    """A process with a pipe as its standard input; may be started again after its end."""
 
     def __init__(self) -> None:
         self.process: subprocess.Popen | None = None
@@ -45,7 +45,7 @@ class ChildProcess:
         return self.process is not None and self.process.poll() is None
 
     def close(self) -> None:
-        """Close the process's standard input, which tells it to end."""
+        """Close the process's standard input, which asks it to end."""
         if self.process is not None and self.process.stdin is not None:
             with contextlib.suppress(OSError):
                 self.process.stdin.close()

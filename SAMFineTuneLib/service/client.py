@@ -31,7 +31,7 @@ from SAMFineTuneLib.session import events, intents
 
 _log = logging.getLogger(__name__)
 
-_IDLE_PAUSE = 0.4  # seconds between two looks for news when nothing is expected
+_IDLE_PAUSE = 0.4  # seconds between two checks for news when nothing is expected
 _JOB_PAUSE = 0.05
 _BUSY_PAUSE = 0.004
 _CHECKPOINT = 300  # intents after which the session is stored, so that the journal can be shortened
@@ -71,13 +71,13 @@ class SessionClient(intents.IntentMethods):
         self._closed = False
 
         self._model = intents.SetModel(DEFAULT_MODEL)
-        self._moment = 0  # of the newest intent, and the same in every replay
+        self._moment = 0  # of the newest intent; the same in every replay
         self._focus: intents.Embed | None = None
         self._embedding = self._volumetric = False
         self._prompt_number = self._job_number = self._request_number = 0
         self._segment_values: set[int] = set()
         self._jobs: dict[int, str] = {}
-        self._requests: dict[int, type] = {}  # the kind of intent that asked
+        self._requests: dict[int, type] = {}  # the kind of intent that made the request
         self._checkpoint = 0  # intent after which the session was stored last
         self._checkpoint_request: int | None = None
 
@@ -85,7 +85,7 @@ class SessionClient(intents.IntentMethods):
         self._model_open: str | None = None  # empty when none could be opened
         self._settled = True
         self._prompts: dict[int, events.PromptInfo] = {}
-        self._object_masks: dict[int, list] = {}  # answers of which a part has come
+        self._object_masks: dict[int, list] = {}  # answers that have arrived in part
         self._shown = ShownMasks()
         self._asked_again = 0  # in a row, for all masks
 
@@ -97,11 +97,11 @@ class SessionClient(intents.IntentMethods):
         return self._status
 
     def start(self) -> None:
-        """Connect now rather than with the first intent: "Test connection"."""
+        """Connect now rather than with the first intent, for "Test connection"."""
         self._conversation.wanted = True
 
     def retry(self) -> None:
-        """Try again after a failure. Another volume or model does so, too."""
+        """Try again after a failure. Choosing another volume or model does so, too."""
         self._conversation.retry()
 
     def pump(self, budget_seconds: float = 0.03) -> list[events.Event]:
@@ -317,13 +317,13 @@ class SessionClient(intents.IntentMethods):
     # ---- inside: the server's session
 
     def _begin_session(self) -> None:
-        """Have a session that was just opened brought to where the one before it was."""
+        """Restore a newly opened session to the state of the former one."""
         self._settled = False
         focus = [] if self._focus is None else [self._focus]
         self._journal.start_over([intents.Replay(True), self._model], [*focus, intents.Replay(False)])
 
     def _forget_session(self) -> None:
-        """The server has lost the session; a new one will tell all masks again."""
+        """The server has lost the session; a new one will send all masks again."""
         self._opening = self._device = ""
         self._model_open = None
         self._object_masks = {}
@@ -338,7 +338,7 @@ class SessionClient(intents.IntentMethods):
     # ---- inside: events
 
     def _take_next(self) -> None:
-        """Handle one event. One that this version does not know is left out."""
+        """Handle one event. Unknown ones, from a newer version, are ignored."""
         try:
             told = self._conversation.inbox.popleft().read()
         except (WireError, UserError) as error:
@@ -385,7 +385,7 @@ class SessionClient(intents.IntentMethods):
 
     def _take_state(self, state: events.StateChanged) -> None:
         known, self._prompts = self._prompts, {info.number: info for info in state.prompts}
-        for number, info in self._prompts.items():  # one that is as it was stays the same object: cheap to compare
+        for number, info in self._prompts.items():  # an unchanged one stays the same object, which is cheap to compare
             if _is_same(known.get(number), info):
                 self._prompts[number] = known[number]
         self._settled = state.settled
@@ -404,12 +404,12 @@ class SessionClient(intents.IntentMethods):
 
     def _compare_masks(self, theirs: str | None) -> None:
         """Request all masks once more when they differ from the session's, because some were lost."""
-        if theirs is None or "propagate" in self._jobs.values():  # masks come while no state does
+        if theirs is None or "propagate" in self._jobs.values():  # masks arrive while no state does
             return
         if self._shown.agree(theirs):
             self._asked_again = 0
         elif self._asked_again < _MOST_ASKED_AGAIN:
-            _log.warning("Masks got lost on their way; all are told once more")
+            _log.warning("Masks got lost on their way; all are sent once more")
             self.tell_again()
         elif self._asked_again == _MOST_ASKED_AGAIN:
             self._asked_again += 1
@@ -424,7 +424,7 @@ class SessionClient(intents.IntentMethods):
             return
         if self._jobs.pop(job, None) is None:
             return
-        kept = what == "everything" and not event.cancelled  # what it found may be adopted at any time
+        kept = what == "everything" and not event.cancelled  # its objects may be adopted at any time
         ended = intents.Cancel if kept else (intents.Cancel, *_JOBS)
         self._journal.forget(lambda one: getattr(one, "job", None) == job and isinstance(one, ended))
         if event.document is not None:
@@ -507,7 +507,7 @@ class SessionClient(intents.IntentMethods):
 
 
 def _is_same(known: events.PromptInfo | None, now: events.PromptInfo) -> bool:
-    """Whether a prompt is as it was. An oblique view is a new object in every message."""
+    """Whether a prompt is unchanged. An oblique view is a new object in every message."""
     return known is not None and replace(known, view="") == replace(now, view="") and _key(known) == _key(now)
 
 

@@ -1,7 +1,7 @@
 """Cohorts of a server, for the windows and commands of several people.
 
-    POST /v1/cohorts/list      which there are
-    POST /v1/cohorts/follow    how far one is, and what is trained or proposed
+    POST /v1/cohorts/list      the cohorts of the server
+    POST /v1/cohorts/follow    the state of one, and its background work
     POST /v1/cohorts/piece     a piece of work, with labels where it has some; the answer comes when it is done
     POST /v1/cohorts/file      a part of a case's voxels, labels, picture or confidence
     POST /v1/cohorts/upload    a part of an image that is to be added
@@ -9,9 +9,8 @@
 The pieces are those that a window on the cohort's own computer puts into its queue, and the same program does them
 (`cohort_process`): what reads or writes images in a process for each window, so that no thread of the server is busy
 while others wait for their masks; training and proposing in one that all share; the rest at once, in the thread of the
-request. A queue lies on the disk, so that a piece which has arrived is done whatever ends, and its event tells a client
-that asks again that it is done. Clients name a cohort and a case; only their queue has a name of theirs, of letters and
-digits.
+request. A queue lies on the disk, so a piece that has arrived is done even after a crash, and a client that asks again
+gets its event. Clients name a cohort and a case; they choose only the name of their queue, of letters and digits.
 """
 
 from __future__ import annotations
@@ -50,15 +49,15 @@ _FOLDERS = re.compile(r"“(?:/|[A-Za-z]:[/\\])[^”]*[/\\](?=[^/\\”])")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _WORD = re.compile(r"[\w-]{1,64}")
 _WINDOW = re.compile(r"[0-9a-f]{8,64}(-[a-z]{1,16})?")
-_LONGEST_WAIT = 10.0  # s that an answer is kept back while a piece is done
-_TELL_AFTER = 1.0  # s after which it is told how far what takes long is
-_LOOK_EVERY = 0.03  # s between two looks whether it is done
+_LONGEST_WAIT = 10.0  # s for which an answer is kept back while a piece is done
+_TELL_AFTER = 1.0  # s after which an answer reports the progress of a long piece
+_LOOK_EVERY = 0.03  # s between two checks whether it is done
 _PROCESS_RESTS = 60.0  # s without a piece after which a window's process ends; the next piece starts another one
 _PART = 8 << 20  # bytes of a file in one answer
 _LAID_OUT = ("voxels", "labels", "results")
 _KINDS = {kind: np.dtype(kind) for kind in ("|b1", "|u1", "|i1", "<u2", "<i2", "<i4")}
-_UNTIL_TOLD = 1e11  # s since 1970, which no clock shows: the next news say when a case is free
-_MOST_ENDED = 100  # events that are kept for a window whose answers were lost
+_UNTIL_TOLD = 1e11  # s since 1970, in the far future: the next news say when a case is free
+_MOST_ENDED = 100  # events kept for a window whose answers were lost
 
 
 class CohortApi:
@@ -92,7 +91,7 @@ class CohortApi:
         self.expire()
 
     def answer(self, action: str, body: protocol.Buffer) -> tuple[Any, bool]:
-        """The answer's message, and whether nothing was asked and nothing told."""
+        """The answer's message, and whether it was a mere poll without news."""
         if action not in _ACTIONS:
             raise Refused(404, "path", "There is nothing at this address; update the server, or this program.")
         kind, act = _ACTIONS[action]
@@ -104,7 +103,7 @@ class CohortApi:
         return answer, isinstance(answer, messages.CohortNews) and not answer.state and not answer.events
 
     def expire(self) -> None:
-        """Start what was stopped from outside, and end the queues that nobody has used for long."""
+        """Restart processes that were stopped from outside, and end queues that have long been unused."""
         for work in self._background.values():
             if not work.is_empty and not work.is_running:
                 work.start(outlives=True)
@@ -117,7 +116,7 @@ class CohortApi:
                     del self._windows[key]
 
     def close(self) -> None:
-        """Let the processes end when what keeps labels is done. Training and proposing go on."""
+        """Let the processes end once all labels are kept. Training and proposing go on."""
         with self._lock:
             for window in self._windows.values():
                 window.work.close()
@@ -130,14 +129,14 @@ class CohortApi:
     def _follow(self, message: messages.FollowCohort) -> messages.CohortNews:
         cohort, work = self._cohort(message.cohort), self._background[message.cohort]
         if message.by:
-            with suppress(UserError):  # on a full disk, too, it is told how the cohort stands
+            with suppress(UserError):  # the client gets the cohort's state on a full disk, too
                 stay_taken(cohort, message.by, LEASE_ON_SERVER)
         state = self._as_told(message.cohort)
         if sha256(state).hexdigest() == message.known:
             state = b""
         busy = not work.is_empty
         events, after = work.events_after(max(0, message.after))
-        if message.after < 0:  # a new window wants to know what is being done, not what was done
+        if message.after < 0:  # a new window needs the running work, not the finished
             while (more := work.events_after(after))[0]:
                 events, after = more
             events = events[-1:] if busy else []
@@ -163,7 +162,7 @@ class CohortApi:
         return messages.CohortTold({"event": "done", "what": piece.what, "case": piece.case, **(told or {})})
 
     def _of_image(self, piece: messages.CohortPiece, cohort: Cohort) -> dict[str, Any]:
-        """What is to be known of an image that arrived, without its patient's name."""
+        """The facts about an image that arrived, without its patient's name."""
         self._require_may_add()
         if not _DIGEST.fullmatch(piece.case):
             raise WireError("its case is not a digest")
@@ -177,11 +176,11 @@ class CohortApi:
 
     def _require_may_add(self) -> None:
         if not self._may_add:
-            text = "Only its administrator may add scans on this server; ask for them to be added."
+            text = "Only its administrator may add scans on this server; ask them to add yours."
             raise Refused(403, NOTHING_ADDED, text)
 
     def _begin(self, piece: messages.CohortPiece) -> None:
-        """Begin, or stop, what takes long. The server chooses the device."""
+        """Begin or stop long work. The server chooses the device."""
         work = self._background[piece.cohort]
         with self._lock:
             if piece.what == "stop":
@@ -212,8 +211,9 @@ class CohortApi:
         return self._cohorts[name]
 
     def _as_told(self, name: str) -> bytes:
-        """A cohort's state as JSON, without where the images are, what patients' digests are made with, and what only
-        this computer's clock and processes tell: until when a case is taken."""
+        """A cohort's state as JSON, without the places of images, the salt of patients' digests, and the times and
+        processes of leases, which mean something on this computer only.
+        """
         state = self._cohorts[name].state
         taken = [case.key for case in state.cases if case.taken()]
         known = self._told.get(name)
@@ -249,12 +249,12 @@ class _Window:
         self._progress: dict[str, Any] = {}  # the last event of that kind
 
     def done(self, piece: messages.CohortPiece, limits: Limits, more: dict[str, Any]) -> messages.CohortTold:
-        """Put a piece with `more` values into the queue unless it is known, and wait for its end for a while."""
+        """Queue a piece with `more` values unless it is known, and wait a while for its end."""
         until = time.monotonic() + (_TELL_AFTER if piece.what in RESULTS else _LONGEST_WAIT)
         while time.monotonic() < until:
             with self._lock:
                 self.touched = time.monotonic()
-                there = self.work.holds(piece.number)  # before looking for its event, which comes first
+                there = self.work.holds(piece.number)  # before looking for its event, which is written first
                 event = self._event(piece.number)
                 if event is None and not there:
                     self._put(piece, limits, more)
@@ -295,7 +295,7 @@ class _Window:
 
     def _put(self, piece: messages.CohortPiece, limits: Limits, more: dict[str, Any]) -> None:
         laid_out = (*self.work.folder.glob("*-*.npy"), *self.work.folder.glob("*-results.zip"))
-        for path in laid_out:  # the client is done with what was laid out for it
+        for path in laid_out:  # the client no longer needs the files that were laid out for it
             with suppress(OSError):
                 path.unlink()
         _, path = self.work.reserve(piece.number)
@@ -305,18 +305,18 @@ class _Window:
 
 
 def _without_folders(text: str) -> str:
-    """A sentence without the folders of this server's files, which are nobody's concern."""
+    """A sentence without the folders of this server's files, which clients must not see."""
     return _FOLDERS.sub("“", text)
 
 
 def _values(piece: messages.CohortPiece) -> dict[str, Any]:
-    """What `cohort_process` wants to know of a piece."""
+    """A piece as `cohort_process` expects it."""
     names = ("by", "case", "cases", "way", "without", "take", "leaves", "form", "seconds", "prompts")
     return {name: getattr(piece, name) for name in names}
 
 
 def _unpack(piece: messages.CohortPiece, path: Path, largest: int) -> None:
-    """Write the labels of a piece beside its place in the queue, at most as many bytes as their shape says."""
+    """Write the labels of a piece into the queue, at most as many bytes as their shape says."""
     shape, kind = piece.shape, _KINDS.get(piece.dtype)
     if kind is None or min(shape) < 1 or math.prod(shape) * kind.itemsize > largest:
         raise UserError(f"Labels of {shape} are not what this server takes; it takes {largest / 1e9:.1f} GB at most.")

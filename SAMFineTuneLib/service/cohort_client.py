@@ -1,9 +1,9 @@
-"""A cohort on a server, as a computer of the department works on it.
+"""A client's view of a cohort on a server.
 
-`mirror` makes a folder of the user's that holds what lists and strips are drawn from: `cohort.json` as the server last
-told it, confidence and pictures of the cases that were looked at, and `server.json`, which says where the cohort is,
-but not the token. `ServedCohort` talks to the server and waits for its answers, which in Slicer the process behind the
-panel does (`cohort_process`). NumPy alone is needed.
+`mirror` makes a folder of the user's from which lists and strips are drawn: `cohort.json` as the server last sent it,
+confidence and pictures of the cases that were opened, and `server.json`, which says where the cohort is, but not the
+token. `ServedCohort` talks to the server and waits for its answers; in Slicer, the process behind the panel uses it
+(`cohort_process`). NumPy alone is needed.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from SAMFineTuneLib.typed_json import loaded
 _SERVER_FILE = "server.json"
 _PART = 4 << 20  # bytes of an image in one request
 _STEP = 0.05  # s of waiting for the network at a time, and between two tries
-_ONCE = ("next", "reopen")  # pieces that do something else the second time
-_REFUSALS = ("user", "size", "message", "cohort", NOTHING_ADDED)  # another try meets the same
+_ONCE = ("next", "reopen")  # pieces that would do something else the second time
+_REFUSALS = ("user", "size", "message", "cohort", NOTHING_ADDED)  # another try would fail alike
 
 
 class Unreached(UserError):
-    """The server did not answer, or not as it should: another try may succeed later."""
+    """The server did not answer, or not properly: another try may succeed later."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,7 @@ class CohortPlace:
 
 
 def mirror(place: CohortPlace) -> Path:
-    """The folder for what is known here of a cohort on a server; made where there is none. UserError for a name that
-    is a path."""
+    """The mirror folder of a cohort on a server; created if needed. UserError for a name that is a path."""
     if not _is_name(place.cohort or "all"):
         raise UserError(f"“{place.cohort}” is not the name of a cohort on a server; give the name of its folder there.")
     digest = hashlib.sha256(f"{place.address} {place.cohort}".encode()).hexdigest()[:16]
@@ -93,7 +92,7 @@ class ServedCohort:
     Args:
         folder: its mirror.
         token: the server's.
-        patience: seconds for which a server that answered before is asked again when it does not answer.
+        patience: seconds for which to retry when a server that answered before does not answer.
 
     Raises:
         UserError: without a token, and for an address that cannot be used; Unreached while there is no connection.
@@ -106,7 +105,7 @@ class ServedCohort:
         self._link = HttpLink(parse_address(self.place.address), token, self.place.certificate or None)
         self._known, self._after = "", -1
         self.running: dict[str, str] = {}
-        """What the server does for the cohort, `train` or `propose` → how far it is, as `follow` last heard."""
+        """The server's work for the cohort, `train` or `propose` → its progress, as `follow` last received it."""
         self._patience, self._answered, self._greeted = patience, False, False
 
     def names(self) -> tuple[str, ...]:
@@ -120,7 +119,7 @@ class ServedCohort:
         return tuple(filter(_is_name, found))
 
     def follow(self, by: str = "") -> messages.CohortNews:
-        """Bring the mirror up to date, and keep taken what `by` has taken. Returns what has changed."""
+        """Update the mirror, and renew what `by` has taken. Returns what has changed."""
         message = messages.FollowCohort(self.place.cohort, self._known, self._after, by)
         news = self._ask("follow", message, messages.CohortNews)
         if news.state:
@@ -151,8 +150,8 @@ class ServedCohort:
             what: the piece, see `cohort_messages.CohortPiece`.
             window: the word of a queue, and
             number: of a piece in it, which tell this piece from all others: asked for twice, it is done once.
-            labels: [k, j, i] that come along.
-            progress: told how far what takes long is; it may raise to wait no longer.
+            labels: [k, j, i] to send along.
+            progress: called with the progress of long work; it may raise to stop waiting.
             values: of the piece.
 
         Returns:
@@ -160,7 +159,7 @@ class ServedCohort:
 
         Raises:
             Unreached: when it is not known whether it was done; ask again, with the same window and number.
-            UserError: what the server says against it.
+            UserError: when the server refuses it.
         """
         if labels is not None:
             plain = np.ascontiguousarray(labels, labels.dtype.newbyteorder("<"))
@@ -179,13 +178,13 @@ class ServedCohort:
 
         Args:
             packed: its file.
-            progress: told the fraction that has arrived; it may raise to stop.
+            progress: called with the fraction that has arrived; it may raise to stop.
 
         Returns:
             The digest by which the server knows it.
 
         Raises:
-            Unreached: while there is no connection; the same call goes on.
+            Unreached: while there is no connection; the same call continues later.
             UserError: when it is too large, or the server's disk is full.
         """
         digest, size = sha256_of(packed), packed.stat().st_size
@@ -222,7 +221,7 @@ class ServedCohort:
                 message = messages.CohortFile(self.place.cohort, window, number, which, case, at)
                 part = self._ask("file", message, messages.CohortPart)
                 if not part.data and at < part.size:
-                    raise Unreached("The server no longer has the case that was asked for; ask for it again.")
+                    raise Unreached("The server no longer has the requested case; request it again.")
                 size, at = part.size, at + len(part.data)
                 file.write(part.data)
                 each()
@@ -253,7 +252,7 @@ class ServedCohort:
         return found
 
     def fetch_results(self, window: str, number: int, folder: Path) -> None:
-        """Download what a piece of work, `export` or `report`, has laid out.
+        """Download the results of an `export` or a `report`.
 
         Args:
             window: which program asked for the piece.
@@ -263,7 +262,7 @@ class ServedCohort:
         with tempfile.TemporaryDirectory() as place:
             packed = Path(place) / "results.zip"
             if not self.fetch("results", "", packed, window, number):
-                raise Unreached("The server no longer has what was asked for; ask for it again.")
+                raise Unreached("The server no longer has the requested files; request them again.")
             with staged_folder(folder) as building, zipfile.ZipFile(packed) as archive:
                 archive.extractall(building)
 
@@ -272,7 +271,7 @@ class ServedCohort:
         self._link.close()
 
     def _ask(self, action: str, message: Any, kind: type) -> Any:
-        """Send a message, and wait for its answer; again while patience lasts, where that does nothing twice."""
+        """Send a message, and wait for its answer; retry while patience lasts, if that does nothing twice."""
         again = self._answered and getattr(message, "what", "") not in _ONCE
         until = time.monotonic() + (self._patience if again else 0.0)
         while True:
@@ -304,7 +303,7 @@ class ServedCohort:
             self._greeted = False  # the next one may be of another version
             raise Unreached(str(error)) from error
         except WireError as error:
-            raise Unreached(f"The server's answer is not what it should be ({error}); update it.") from error
+            raise Unreached(f"The server's answer is not valid ({error}); update it.") from error
         other = refusal.kind == "protocol"
         text = protocol.other_protocol(__version__, refusal.version) if other else refusal.error
         error = (UserError if refusal.kind in _REFUSALS else Unreached)(text)

@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class ListCohorts:
-    """Which cohorts the server has. Answer: `Cohorts`."""
+    """Ask for the server's cohorts. Answer: `Cohorts`."""
 
 
 @dataclass(frozen=True)
@@ -19,20 +19,20 @@ class Cohorts:
 
 @dataclass(frozen=True)
 class FollowCohort:
-    """How a cohort stands, and what the server does for it in the background. Answer: `CohortNews`."""
+    """Ask for a cohort's state, and the server's background work for it. Answer: `CohortNews`."""
 
     cohort: str
     known: str = ""
     """SHA-256 of the state that the client has."""
     after: int = -1
-    """Where the events begin that the client does not have, as told before; at first -1."""
+    """Where the events begin that the client lacks, from the last answer; at first -1."""
     by: str = ""
     """Identifier of a window that is open, so that its cases stay taken."""
 
 
 @dataclass(frozen=True)
 class CohortNews:
-    """The cohort's state as JSON, empty where the client has it; the events are those of `cohort_work`."""
+    """The cohort's state as JSON, empty if the client has it; the events are those of `cohort_work`."""
 
     state: bytes
     busy: bool
@@ -44,7 +44,7 @@ class CohortNews:
 class CohortPiece:
     """A piece of work on a cohort, as `cohort_process` does it; sent again until its event comes. Answer: `CohortTold`.
 
-    `window` and `number` tell it from all others; `by` identifies who takes cases.
+    `window` and `number` identify it; `by` identifies who takes cases.
     """
 
     cohort: str
@@ -62,14 +62,14 @@ class CohortPiece:
     seconds: float | None = None
     prompts: int | None = None
     shape: tuple[int, int, int] | None = None
-    """Of the labels [k, j, i] that come along."""
+    """Of the labels [k, j, i] sent along."""
     dtype: str = "|u1"
     labels: bytes = b""
     """Compressed by zlib, C order."""
     image: str = ""
-    """SHA-256 of a packed image that was uploaded, and is to be added."""
+    """SHA-256 of an uploaded packed image to be added."""
     patient: str = ""
-    """Of that image, where its files do not tell; the server keeps a salted digest alone."""
+    """Of that image, if its files do not name one; the server keeps only a salted digest."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class CohortUpload:
 
 @dataclass(frozen=True)
 class CohortTold:
-    """The event with which a piece ended; None while it is not done, and then perhaps how far it is."""
+    """The event with which a piece ended; None while it runs, possibly with its progress."""
 
     event: Any = None
     progress: Any = None

@@ -1,4 +1,4 @@
-"""The pieces of work on a cohort: what each reads and writes, and what is told when it is done.
+"""The pieces of work on a cohort: what each reads and writes, and what it reports when done.
 
 `cohort_process` does them one after another; a server does those that read and write `cohort.json` alone at once.
 """
@@ -31,7 +31,7 @@ _PICTURE = 48  # pixels of the longer side of a picture in the list of cases
 
 @dataclass
 class Piece:
-    """A piece of a queue while it is done."""
+    """A piece of a queue while it is being done."""
 
     folder: Path
     """Of the queue."""
@@ -41,7 +41,7 @@ class Piece:
     tell: Callable[..., None]
     """Writes an event, of a name and values."""
     cancelled: Callable[[], bool]
-    """Whether it shall stop."""
+    """Whether it should stop."""
     _told: float = field(default=0.0, init=False)
 
     @cached_property
@@ -50,13 +50,13 @@ class Piece:
         return Cohort(self.asked["cohort"])
 
     def progress(self, done: int, total: int, text: str = "", **values: Any) -> None:
-        """Report how far the piece is, at most as often as a window looks."""
+        """Report the progress of the piece, at most as often as a window reads it."""
         if time.monotonic() - self._told > _TELL_EVERY:
             self._told = time.monotonic()
             self.tell("progress", what=self.asked["what"], done=done, total=total, text=text, **values)
 
     def all_or_nothing(self, stopped: str) -> Callable[..., None]:
-        """As `progress`, but raises a UserError with that sentence when the piece shall stop."""
+        """As `progress`, but raises a UserError with that sentence when the piece should stop."""
 
         def progress(done: int, total: int, name: str = "") -> None:
             self.progress(done, total, name)
@@ -71,7 +71,7 @@ class Piece:
 
     @contextmanager
     def results(self) -> Iterator[tuple[Path, dict[str, Any]]]:
-        """The folder that results go into, and what is told of it; without one they are packed for a client."""
+        """The folder for results, and what is reported of it; without one they are packed for a client."""
         folder = self.asked.get("folder")
         if folder:
             yield Path(folder), {"folder": folder}
@@ -86,7 +86,7 @@ def _create(piece: Piece) -> dict[str, Any]:
     from SAMFineTuneLib.cohort.create_cohort import create_cohort
     from SAMFineTuneLib.cohort.find_images import find_images
 
-    progress = piece.all_or_nothing("The cohort was not created, because that was cancelled.")
+    progress = piece.all_or_nothing("Creating the cohort was cancelled.")
     images, labels = find_images(piece.asked["images"]), piece.asked["labels"]
     made = create_cohort(piece.asked["cohort"], images, labels, progress=progress)
     return {"notes": list(made.notes)}
@@ -98,7 +98,7 @@ def _add(piece: Piece) -> dict[str, Any]:
 
     cohort = piece.cohort
     before = len(cohort.state.cases)
-    progress = piece.all_or_nothing("No scans were added, because that was cancelled.")
+    progress = piece.all_or_nothing("Adding scans was cancelled; none were added.")
     notes = add_images(cohort, find_images(piece.asked["images"]), progress)
     return {"added": len(cohort.state.cases) - before, "notes": few(notes)}
 
@@ -120,7 +120,7 @@ def _export(piece: Piece) -> dict[str, Any]:
     from SAMFineTuneLib.cohort.cohort_export import export
 
     cohort, left_out = piece.cohort, []
-    progress = piece.all_or_nothing("Nothing was exported, because that was cancelled.")
+    progress = piece.all_or_nothing("The export was cancelled; nothing was written.")
     with piece.results() as (folder, told):
         export(cohort, folder, piece.asked["form"], progress, left_out.append)
     return {**told, "cases": len(cohort.state.accepted) - len(left_out), "notes": few(left_out)}
@@ -135,7 +135,7 @@ def _report(piece: Piece) -> dict[str, Any]:
     from SAMFineTuneLib.cohort.cohort_report import write_report
 
     cohort = piece.cohort
-    progress = piece.all_or_nothing("The report was not written, because that was cancelled.")
+    progress = piece.all_or_nothing("The report was cancelled; nothing was written.")
     with piece.results() as (folder, told):
         page = write_report(cohort, folder, progress)
     return {**told, "page": page.name}
@@ -173,7 +173,7 @@ def _laid_out(piece: Piece, cohort: Cohort, case: CohortCase) -> dict[str, Any]:
     voxels = np.ascontiguousarray(volume.array)
     if voxels.dtype.kind == "b" or not voxels.dtype.isnative or voxels.dtype == np.float16:
         voxels = voxels.astype({"b": np.uint8, "f": np.float32}.get(voxels.dtype.kind, voxels.dtype.newbyteorder("=")))
-    stem = f"{piece.folder / case.key}-{piece.number}"  # a case may be laid out anew before the last one is read
+    stem = f"{piece.folder / case.key}-{piece.number}"  # a case may be laid out again before the last copy is read
     np.save(f"{stem}-voxels.npy", voxels)
     told = {"voxels": f"{stem}-voxels.npy", "labels": "", "start": [0, 0, 0], "shape": list(volume.shape)}
     if (path := labels_of(cohort, case)) is not None:
@@ -190,7 +190,7 @@ def _laid_out(piece: Piece, cohort: Cohort, case: CohortCase) -> dict[str, Any]:
 
 
 def _grid(piece: Piece) -> dict[str, Any]:
-    """The grid of a case's image, to which labels are brought before they are sent; nobody takes the case by that."""
+    """The grid of a case's image, to which labels are resampled before they are sent; this does not take the case."""
     from SAMFineTuneLib.cohort.review import image_of
 
     cohort = piece.cohort
@@ -234,7 +234,7 @@ def _keep(piece: Piece) -> None:
     cohort = piece.cohort
     try:
         keep_correction(cohort, piece.asked["case"], piece.labels(), piece.asked["by"])
-    finally:  # whoever leaves a case does not come back to it because its labels were refused
+    finally:  # a reviewer who has left a case does not return because its labels were refused
         if piece.asked.get("leaves"):
             release(cohort, piece.asked["case"], piece.asked["by"])
 
@@ -274,12 +274,12 @@ def _train(piece: Piece) -> dict[str, Any]:
 
 
 def _lease(asked: dict[str, Any]) -> tuple[float, str]:
-    """For how long a case is taken, and with which process that ends."""
+    """For how long a case is taken, and the process whose end also ends that."""
     return LEASE if asked.get("seconds") is None else asked["seconds"], asked.get("process", "")
 
 
 def _next(cohort: Cohort, asked: dict[str, Any]) -> dict[str, Any]:
-    """Choose the next case, and take it where that is asked for."""
+    """Choose the next case, and take it if requested."""
     from SAMFineTuneLib.cohort.choosing import next_case
     from SAMFineTuneLib.cohort.review import take_next
 
@@ -314,7 +314,7 @@ AT_ONCE: dict[str, Callable[[Cohort, dict[str, Any]], dict[str, Any] | None]] = 
     "next": _next, "take": _take_again, "release": _of_review("release"), "refuse": _of_review("refuse"),
     "reopen": _of_review("reopen"), "due": _due,
 }  # fmt: skip
-"""What reads and writes `cohort.json` alone, from the cohort and what is asked."""
+"""Pieces that read and write `cohort.json` alone: functions of the cohort and the values asked."""
 
 _WITH_FILES: dict[str, Callable[[Piece], dict[str, Any] | None]] = {
     "create": _create, "add": _add, "receive": _receive, "open": _open, "grid": _grid, "picture": _picture,
@@ -324,7 +324,7 @@ _WITH_FILES: dict[str, Callable[[Piece], dict[str, Any] | None]] = {
 
 
 def do_piece(piece: Piece) -> dict[str, Any]:
-    """Do a piece of any kind. Returns what is told of it."""
+    """Do a piece of any kind. Returns what its event reports."""
     what = piece.asked["what"]
     told = AT_ONCE[what](piece.cohort, piece.asked) if what in AT_ONCE else _WITH_FILES[what](piece)
     return told or {}

@@ -1,8 +1,9 @@
 """The process that works on a cohort for a panel: `python -m SAMFineTuneLib.service.cohort_process FOLDER`.
 
 It does the pieces of a queue (see `cohort_work`) one after another, and writes events about them. When the window that
-started it is gone, it does what keeps labels, and ends. The pieces of a cohort on a server are done there: this process
-sends them, and what keeps labels stays in the queue until the server has it, or until the cohort's drive is back.
+started it is gone, it does the pieces that keep labels, and ends. The pieces of a cohort on a server are done there:
+this process sends them. A piece that keeps labels stays in the queue until the server has it, or until the cohort's
+drive is back.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ from SAMFineTuneLib.service.dicomweb_pieces import DICOMWEB, do_dicomweb
 from SAMFineTuneLib.service.folder_process import LOG, OUTLIVES, STOP, EventFile, run_in
 
 _LONG, _BESIDE = ("propose", "train"), ("add", *RESULTS, *DICOMWEB)
-_TRIES = 3  # times that a piece is begun before it is given up, because it ends the process
-_LOOK_EVERY = 0.03  # s between two looks at an empty queue
+_TRIES = 3  # times that a piece is tried before it is given up, because it ends the process
+_LOOK_EVERY = 0.03  # s between two checks at an empty queue
 _NICE = 5  # lower priority than Slicer and the worker that answers clicks
 
 
@@ -66,7 +67,7 @@ class _Worker:
                 self._relay.follow()
                 time.sleep(_LOOK_EVERY)
                 continue
-            if _is_away(waiting[0]):  # it is not given up: a drive may come back
+            if _is_away(waiting[0]):  # not given up, because a drive may come back
                 if self.alone.is_set():
                     return 0
                 time.sleep(_LOOK_EVERY)
@@ -78,7 +79,7 @@ class _Worker:
         self._events(event, number=self.number, **values)
 
     def cancelled(self) -> bool:
-        """Whether the piece shall stop."""
+        """Whether the piece should stop."""
         return self.alone.is_set() or (self.folder / STOP).exists()
 
     def _take(self, path: Path) -> None:
@@ -127,7 +128,7 @@ class _Worker:
                 "The work on the cohort ran out of memory: close other programs and try again.",
                 "The work on the cohort needs the package {}, which is not installed.",
             )
-            failed = f"This did not work ({type(error).__name__}); more is in “{self.folder / LOG}”."
+            failed = f"This failed ({type(error).__name__}); “{self.folder / LOG}” has the details."
             brings_labels = what in ("keep", "accept")
             if brings_labels:
                 path.rename(path.with_suffix(queue.GIVEN_UP))
@@ -144,7 +145,7 @@ class _Worker:
 
 
 def _is_away(path: Path) -> bool:
-    """Whether a piece keeps something for a cohort whose folder is not there now."""
+    """Whether a piece keeps labels for a cohort whose folder is unavailable at present."""
     values = json.loads(path.read_text(encoding="utf-8"))
     cohort = Path(values["cohort"])
     return values["what"] in queue.KEEPING and not (cohort / STATE_FILE).exists() and place_of(cohort) is None

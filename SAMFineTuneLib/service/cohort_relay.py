@@ -1,4 +1,4 @@
-"""Has the pieces of work on a server's cohort done by that server, and follows how the cohort stands there."""
+"""Passes the pieces of work on a server's cohort to that server, and follows the cohort's state there."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from SAMFineTuneLib.service.cohort_messages import CohortNews, CohortPiece
 from SAMFineTuneLib.service.cohort_pieces import RESULTS, Piece, few
 from SAMFineTuneLib.service.worker import TOKEN_VARIABLE
 
-_LOOK_EVERY = 0.03  # s between two looks while waiting
-_FOLLOW_EVERY = 1.0  # s between two looks at a cohort on a server
+_LOOK_EVERY = 0.03  # s between two checks while waiting
+_FOLLOW_EVERY = 1.0  # s between two checks at a cohort on a server
 _AGAIN_AFTER = 3.0  # s until a server that did not answer is asked again
-_ALONE_FOR = 60.0  # s for which it is asked after the window has gone; a later window goes on
+_ALONE_FOR = 60.0  # s for which to retry after the window has gone; a later window continues
 
 
 class CohortRelay:
@@ -36,9 +36,9 @@ class CohortRelay:
     def __init__(self, folder: Path, tell: Callable[..., None], alone: threading.Event) -> None:
         self._folder, self._tell, self._alone = folder, tell, alone
         self.by = ""
-        """Whose cases stay taken while the cohort is followed; "" for nobody's."""
+        """Whose leases are renewed while the cohort is followed; "" for none."""
         self._server: ServedCohort | None = None
-        self._follow_after: float | None = None  # None: no window wants to know how the server's cohort stands
+        self._follow_after: float | None = None  # None: no window follows the server's cohort
         self._unreached = False
         self._alone_since: float | None = None
 
@@ -69,7 +69,7 @@ class CohortRelay:
             told |= server.fetch_case(told, window, piece.number, self._folder, follow)
         if what in ("open", "picture") and told["case"]:
             server.fetch("picture", told["case"], queue.picture_path(folder, told["case"]))
-        if what in ("open", "follow", "add"):  # what is shown next is drawn from the mirror
+        if what in ("open", "follow", "add"):  # the window then draws from the mirror
             self._tell_news(server.follow())
         self._unreached = False
         self._follow_after = 0.0 if what == "follow" or self._follow_after is not None else None
@@ -86,7 +86,7 @@ class CohortRelay:
         return {"added": len(added), "notes": few(notes)}
 
     def follow(self) -> None:
-        """Look how the cohort stands on its server, where a window wants to know."""
+        """Update the cohort's state from its server, if a window follows it."""
         if self._follow_after is None or time.monotonic() < self._follow_after:
             return
         try:
@@ -102,8 +102,8 @@ class CohortRelay:
     def _tell_unreached(self, error: UserError) -> None:
         if not self._unreached:
             self._unreached = True
-            self._tell("server", busy=False, events=[], problem=f"{error} What was corrected or accepted waits on this "
-                      "computer, and is sent when the server answers.")  # fmt: skip
+            self._tell("server", busy=False, events=[], problem=f"{error} Corrected and accepted labels wait on this "
+                      "computer, and are sent when the server answers.")  # fmt: skip
 
     def wait(self, error: UserError) -> None:
         """Wait a while, because the server did not answer."""

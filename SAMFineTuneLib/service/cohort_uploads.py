@@ -1,8 +1,8 @@
 """Packed images on their way into a cohort of this server.
 
-Each is known by its SHA-256, so that sending goes on where it stopped, also from another connection or after a restart,
-and what is not whole or damaged is never read. Until it is whole it lies under a hidden name in the cohort's folder,
-from which it is deleted a day after its last part.
+Each is known by its SHA-256, so that sending continues where it stopped, even from another connection or after a
+restart, and an incomplete or damaged one is never read. Until it is complete it lies under a hidden name in the
+cohort's folder, from which it is deleted a day after its last part.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from SAMFineTuneLib.service.protocol import Limits, Refused
 from SAMFineTuneLib.service.wire import WireError
 
 NOTHING_ADDED = "adding"
-"""Kind of a refusal that every other image would meet, too."""
+"""Kind of a refusal that any other image would meet, too."""
 _lock = threading.Lock()
 
 
 def upload_path(cohort: Path, digest: str) -> Path:
-    """Where what has arrived of an image lies; WireError for a digest that is not one."""
+    """The file of an image that is arriving; WireError for an invalid digest."""
     if not re.fullmatch(r"[0-9a-f]{64}", digest):
         raise WireError("its digest is not one")
     return cohort / "added" / f".{digest[:12]}.partial-{digest}"
@@ -57,7 +57,7 @@ def add_part(cohort: Path, message: CohortUpload, limits: Limits) -> int:
             if not there:
                 remove_abandoned(path.parent)
             if shutil.disk_usage(path.parent).free < 2 * message.size - there:  # it is unpacked there, too
-                raise Refused(507, NOTHING_ADDED, "The server's disk is full; ask whoever runs it to free some space.")
+                raise Refused(507, NOTHING_ADDED, "The server's disk is full; ask its administrator for space.")
             if message.offset == there and there + len(message.data) <= message.size:
                 with open(path, "ab") as file:
                     file.write(message.data)
@@ -66,7 +66,7 @@ def add_part(cohort: Path, message: CohortUpload, limits: Limits) -> int:
             path.unlink(missing_ok=True)
             if disk_error(error) is None:
                 raise
-            text = "The server's disk takes no images; ask whoever runs it to look at it."
+            text = "The server's disk takes no images; ask its administrator to check it."
             raise Refused(507, NOTHING_ADDED, text) from error
     if there == message.size and message.data and sha256_of(path) != message.digest:
         path.unlink(missing_ok=True)

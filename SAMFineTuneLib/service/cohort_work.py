@@ -1,15 +1,15 @@
-"""Work on a cohort that must not stop a window: a queue on the disk, and the process that does one piece after another.
+"""Work on a cohort that must not block a window: a queue on the disk, and the process that does its pieces in turn.
 
 | in the folder of a queue | what it holds |
 |---|---|
 | `NNNNNN.json` | a piece of work that is not done yet: what, and its values |
 | `NNNNNN.npy` | the labels [k, j, i] that a piece brings along |
 
-The rest belongs to the process (see `folder_process`), which drops what is not begun when it is asked to stop.
+The rest belongs to the process (see `folder_process`), which drops pieces that it has not begun when it is asked to
+stop.
 
-A piece leaves the queue when it is done. So labels that were put into a queue are kept whatever ends, window or
-process: the next window that opens the cohort has the rest done (`take_up`). Nothing here waits, and NumPy alone is
-needed.
+A piece leaves the queue when it is done. So queued labels are kept even if window or process ends: the next window that
+opens the cohort has the rest done (`take_up`). Nothing here waits, and NumPy alone is needed.
 """
 
 from __future__ import annotations
@@ -28,30 +28,30 @@ from SAMFineTuneLib.files import atomic_write, data_folder
 from SAMFineTuneLib.service.folder_process import STOP, FolderProcess
 
 GIVEN_UP = ".given-up"
-"""Ending of a piece that could not be done, whose labels are kept."""
+"""File ending of a piece that could not be done, whose labels are kept."""
 KEEPING = ("keep", "accept", "refuse", "reopen", "release")
-"""Pieces that are still done after the window has gone."""
+"""Pieces that are done even after the window has gone."""
 _MODULE = "SAMFineTuneLib.service.cohort_process"
 BESIDE = "beside"
-"""Name of the queue of what all windows share and what goes on beside training and proposing."""
+"""Name of the queue, shared by all windows, for work that runs beside training and proposing."""
 _BACKGROUND = "background"  # the one of training and proposing
 
 
 def pieces(folder: Path) -> list[Path]:
-    """The pieces of a queue, first the one that was put first."""
+    """The pieces of a queue, oldest first."""
     with suppress(OSError):
         return sorted(path for path in folder.iterdir() if path.suffix == ".json" and path.stem.isdigit())
     return []
 
 
 def write_piece(path: Path, values: Mapping[str, Any]) -> None:
-    """Write a piece, which is there as a whole or not at all."""
+    """Write a piece, complete or not at all."""
     with atomic_write(path, durable=False) as temporary:
         temporary.write_text(json.dumps(values), encoding="utf-8")
 
 
 def picture_path(cohort: Path, key: str) -> Path:
-    """Where the picture of a case lies that lists show."""
+    """The file of a case's picture in lists."""
     return Path(cohort) / "pictures" / f"{key}.png"
 
 
@@ -70,7 +70,7 @@ class CohortWork(FolderProcess):
         self._number = max((int(path.stem) for path in pieces(self.folder)), default=0)
 
     def reserve(self, number: int | None = None) -> tuple[int, Path]:
-        """A number, or the given one, for a piece that is put later, and the path for its labels."""
+        """A number, or the given one, for a piece that will be put later, and the path for its labels."""
         self._make_folder()
         self._number = self._number + 1 if number is None else number
         return self._number, self.folder / f"{self._number:06d}.npy"
@@ -89,7 +89,7 @@ class CohortWork(FolderProcess):
 
     def start(self, executable: str | None = None, environment: Mapping[str, str] | None = None,
               outlives: bool = False) -> None:  # fmt: skip
-        """Start the process unless it runs, which then forgets that it was asked to stop."""
+        """Start the process unless it runs; an earlier request to stop is cancelled."""
         with suppress(OSError):
             (self.folder / STOP).unlink(missing_ok=True)
         if self.is_running:
@@ -103,7 +103,7 @@ class CohortWork(FolderProcess):
         return not pieces(self.folder)
 
     def drop(self) -> None:
-        """Take everything out of the queue that is not done."""
+        """Remove all unfinished pieces from the queue."""
         for path in pieces(self.folder):
             path.unlink(missing_ok=True)
 
@@ -121,7 +121,7 @@ class CohortWork(FolderProcess):
             The events. When the process ended without finishing the piece, the last one is `ended`, with the reason in
             `why`.
         """
-        running = self.is_running  # asked first: what the process wrote before it ended is in the events
+        running = self.is_running  # asked first, so that the events include all that the process wrote before its end
         events = self.poll()
         found = [event for event in events if event.get("number") == number]
         if not events and not running:
@@ -129,7 +129,7 @@ class CohortWork(FolderProcess):
         return found
 
     def forget(self) -> None:
-        """Delete the queue with what is not done; nothing happens while its process runs."""
+        """Delete the queue with its unfinished pieces; does nothing while its process runs."""
         if not self.is_running:
             shutil.rmtree(self.folder, ignore_errors=True)
 

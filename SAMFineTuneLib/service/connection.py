@@ -15,7 +15,7 @@ class Broken(Exception):
 
 
 class Unusable(UserError):
-    """The request failed, and trying again does not help until the user changes what the sentence says."""
+    """The request failed, and will fail again until the user follows the sentence."""
 
 
 class Connection:
@@ -26,7 +26,7 @@ class Connection:
     waiting: str
     """What the client waits for until it is `ready`, as a sentence."""
     encrypted = True
-    """Whether nobody in the network can read what is sent."""
+    """Whether connections are encrypted, or do not leave this computer."""
 
     def __init__(self, link: HttpLink | None) -> None:
         self._link = link

@@ -26,7 +26,7 @@ from SAMFineTuneLib.session import events, intents
 
 _log = logging.getLogger(__name__)
 
-_KEPT_BACK = 0.25  # seconds for which the server may keep an answer back that has no news; a new intent waits for it
+_KEPT_BACK = 0.25  # seconds for which the server may keep back an answer without news; a new intent waits for it
 _LOCAL_WAIT = 0.004  # seconds that one call waits for an answer of a local worker; saves a round of the host's timer
 _MOST_DEFECTS = 3  # in a row
 
@@ -38,7 +38,7 @@ class SentUpload:
     number: int
     what: SendingVolume | SendingFile
     install: intents.Install | None = None
-    """What is asked for once a model's file is there; None for the volume."""
+    """The intent to send once a model's file has arrived; None for the volume."""
     announced: bool = False
     received: int = 0
 
@@ -52,7 +52,7 @@ class Conversation:
         connection: the way to the server.
         journal: the intents to send.
         segments_are_steps: as in `Session`.
-        tell: called with each event that comes of the conversation itself.
+        tell: called with each event that the conversation itself produces.
         opened: called when a session was opened, before the first intent is sent.
         lost: called when the server has lost the session.
     """
@@ -69,7 +69,7 @@ class Conversation:
         self._connection, self._journal, self._segments_are_steps = connection, journal, segments_are_steps
         self._tell, self._opened, self._lost = tell, opened, lost
         self.wanted = False
-        """Whether anybody has asked for anything yet; nothing is sent before."""
+        """Whether anything was requested yet; nothing is sent before."""
         self.failure = ""
         """Why nothing more is tried until the user changes something, as a sentence."""
         self.greeted = False
@@ -79,16 +79,16 @@ class Conversation:
         self.volume: Volume | None = None
         self.window: IntensityWindow | None = None
         self.volume_number = 0
-        """Of the upload of the volume that counts."""
+        """Number of the upload of the current volume."""
         self.uploads: list[SentUpload] = []
         self.looked_at: SlicePlane | None = None
-        """The plane that the user looks at, until the server has been told."""
+        """The plane that the user looks at, until it was sent to the server."""
         self.inbox: deque[Later[Told]] = deque()
-        """Events that have come and were not read yet."""
+        """Events that have arrived but were not handled yet."""
         self._upload_number = 0
-        self._loss = ""  # why the session must be made anew, for the notice
-        self._handler: tuple[type, Callable[[Any], None]] | None = None  # of the answer: its kind, and what takes it
-        self._after = 0  # number of the last event that has come
+        self._loss = ""  # why the session must be created again, for the notice
+        self._handler: tuple[type, Callable[[Any], None]] | None = None  # of the answer: its kind, and its handler
+        self._after = 0  # number of the last event that has arrived
         self._pause, self._settled = 0.0, True  # see `move`
         self._next_look = 0.0
         self._defects = 0
@@ -129,7 +129,7 @@ class Conversation:
         return False
 
     def send_volume(self) -> None:
-        """Begin to send the volume, before everything else; drop one that was being sent."""
+        """Begin to send the volume, before everything else; stop sending an earlier one."""
         self.uploads = [one for one in self.uploads if one.install is not None]
         if self.volume is not None:
             self.volume_number = self.new_upload_number()
@@ -148,9 +148,9 @@ class Conversation:
     def lose_session(self) -> None:
         """The server has lost the session: begin a new one."""
         if self._connection.is_local:
-            self._loss = "The worker had stopped and was started again; it gets the volume and your prompts anew."
+            self._loss = "The worker had stopped and was started again; it gets the volume and your prompts again."
         else:
-            self._loss = "The server had lost the session; it gets the volume and your prompts anew."
+            self._loss = "The server had lost the session; it gets the volume and your prompts again."
         self.session = None
         self.inbox.clear()
         self._lost()
@@ -202,7 +202,7 @@ class Conversation:
             else:
                 self._hear_refusal(decode(response.read(), protocol.Refusal))
         except WireError as error:
-            self._count_defect(f"The worker's answer is not what it should be ({error}); update it, or this program.")
+            self._count_defect(f"The worker's answer is not valid ({error}); update it, or this program.")
         return True
 
     # ---- inside: greeting and session
@@ -217,8 +217,8 @@ class Conversation:
                 f"{version_advice(__version__, theirs)} when you can."
             ))  # fmt: skip
         if not self._connection.encrypted and not self.version:
-            self._tell(events.Notice("The connection to the server is not encrypted: whoever is on the network "
-                                     "between can read along; use an https:// address."))  # fmt: skip
+            self._tell(events.Notice("The connection to the server is not encrypted: others on the network can read "
+                                     "it; use an https:// address."))  # fmt: skip
         self.version = theirs
         self.greeted = True
 
@@ -293,7 +293,7 @@ class Conversation:
                 raise Unusable(other_protocol(__version__, refusal.version))
             case "defect" | "message":
                 self._count_defect(refusal.error)
-            case _:  # token, full, memory, size, ...: another try meets the same
+            case _:  # token, full, memory, size, ...: another try would fail alike
                 raise Unusable(refusal.error)
 
     def _count_defect(self, sentence: str) -> None:

@@ -1,7 +1,7 @@
-"""Pieces of work with a DICOMweb server: its series are listed and fetched, accepted cases of a cohort stored there.
+"""Pieces of work with a DICOMweb server: list and fetch its series, store accepted cases of a cohort there.
 
-What signs in to the server, and the patient whose series are asked for, come in the process's environment, since a
-queue lies on the disk. For the same reason the queue knows series by the digests that name their folders.
+The login and the patient to search for come in the process's environment, because a queue lies on the disk. For the
+same reason the queue identifies series by the digests that name their folders.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from SAMFineTuneLib.service.cohort_pieces import Piece
 
 DICOMWEB = ("list_series", "fetch_series", "store")
 """The pieces."""
-_MOST, _IN_ONE_EVENT = 500, 50  # series that are told
+_MOST, _IN_ONE_EVENT = 500, 50  # series that are listed
 
 
 def do_dicomweb(piece: Piece, export: Callable[[Piece], dict[str, Any]]) -> dict[str, Any]:
-    """Do one of these pieces. Returns what is told of it.
+    """Do one of these pieces. Returns what its event reports.
 
     Args:
         piece: the piece.
@@ -47,7 +47,7 @@ def _tell(piece: Piece, found: list[RemoteSeries]) -> dict[str, Any]:
 
 def _fetch(piece: Piece, server: DicomwebStore, found: list[RemoteSeries]) -> dict[str, Any]:
     folder, wanted = piece.asked["folder"], [one for one in found if one.folder in piece.asked["series"]]
-    server.fetch_all(wanted, folder, piece.all_or_nothing("Stopped; Fetch goes on with what is missing."))
+    server.fetch_all(wanted, folder, piece.all_or_nothing("Stopped; Fetch continues with the missing series."))
     return {"folder": folder, "count": len(wanted)}
 
 
@@ -57,5 +57,5 @@ def _store(piece: Piece, server: DicomwebStore, export: Callable[[Piece], dict[s
         asked = {**piece.asked, "what": "export", "form": "dicom-seg", "folder": str(folder)}
         told = export(replace(piece, asked=asked))
         files = sorted(folder.glob("*.dcm"))
-        server.store(files, piece.all_or_nothing("Stopped; Store goes on with what is missing."))
+        server.store(files, piece.all_or_nothing("Stopped; Store continues with the missing cases."))
     return {"stored": len(files), "notes": told["notes"]}

@@ -88,7 +88,7 @@ def _key(event: events.Event) -> Hashable:
 
 
 def _bytes(event: events.Event) -> int:
-    """About how much an event adds to an answer."""
+    """Approximate bytes that an event adds to an answer."""
     match event:
         case events.MaskChanged():
             return len(event.packed.data) if event.packed is not None else 0

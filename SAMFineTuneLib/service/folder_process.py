@@ -5,7 +5,7 @@
 | `events.jsonl` | what has happened, a JSON object a line |
 | `log.txt` | what was printed |
 | `lock` | held by the process for as long as it lives |
-| `stop` | when it is there, asks the process to stop |
+| `stop` | its existence asks the process to stop |
 
 Nothing here waits, and NumPy alone is needed.
 """
@@ -29,11 +29,11 @@ from SAMFineTuneLib.service.child_process import ChildProcess, child_environment
 
 EVENTS, LOG, LOCK, STOP = "events.jsonl", "log.txt", "lock", "stop"
 OUTLIVES = "SAMFINETUNE_OUTLIVES"
-"""Environment variable: the process goes on when the program that started it has ended."""
+"""Environment variable: the process continues when the program that started it has ended."""
 _AT_ONCE = 1 << 16  # bytes of events that one call of `poll` reads, which takes a millisecond or two
 
 # An open pipe tells a process that this program lives. It must stay open when the panel that started the process is
-# closed or made anew, so the processes are held here.
+# closed or reloaded, so the processes are held here.
 _STARTED: dict[Path, ChildProcess] = {}
 
 
@@ -48,7 +48,7 @@ class FolderProcess:
     Args:
         folder: its folder.
         module: what runs in it, with the folder as the only argument.
-        what: the process in words, which begin a sentence.
+        what: the process in words, at the beginning of a sentence.
     """
 
     def __init__(self, folder: Path, module: str, what: str) -> None:
@@ -65,7 +65,7 @@ class FolderProcess:
         Args:
             executable: the Python that runs it; None is this one.
             environment: its environment variables; None is this process's.
-            outlives: whether it goes on with everything when this program has ended.
+            outlives: whether it continues with everything when this program has ended.
 
         Raises:
             UserError: when it cannot be started.
@@ -97,7 +97,7 @@ class FolderProcess:
         """The events from a place in their file on, as `poll` reads them, and where the next ones begin."""
         try:
             with open(self.folder / EVENTS, "rb") as file:
-                if position > os.fstat(file.fileno()).st_size:  # it was begun anew
+                if position > os.fstat(file.fileno()).st_size:  # the file was begun anew
                     position = 0
                 file.seek(position)
                 text = file.read(_AT_ONCE)
@@ -137,7 +137,7 @@ class FolderProcess:
 
 
 class EventFile:
-    """Writes events for those who follow the process; none after one of `ends`, which any thread may write."""
+    """Writes events for those who follow the process; no more after one of `ends`, which any thread may write."""
 
     def __init__(self, folder: Path, ends: Collection[str] = ()) -> None:
         self._file = open(folder / EVENTS, "ab", buffering=0)  # noqa: SIM115 - as long as the process lives
@@ -145,7 +145,7 @@ class EventFile:
         self._lock = threading.Lock()
 
     def __call__(self, event: str, **values: Any) -> bool:
-        """Write an event; returns False when one has said already that this is the end."""
+        """Write an event; returns False after an event that ended the process's work."""
         with self._lock:
             if self._ended:
                 return False

@@ -53,7 +53,7 @@ class HostedSession:
         self._session.segments_are_steps = segments_are_steps
         self._session.listen(self._hear)
         self._queue: deque[tuple[int, int | None, Any]] = deque()
-        """Number, moment and intent; the error in place of an intent that was not understood."""
+        """Number, moment and intent; an error in place of an intent that was not understood."""
         self._lock = threading.Lock()
         self._accepted = 0
         self._applied = 0
@@ -88,21 +88,21 @@ class HostedSession:
         """
         with self._lock:
             if len(self._queue) + len(sent) > self._limits.waiting_intents:
-                raise UserError("The server cannot keep up with so many changes; wait until it has worked them off.")
+                raise UserError("The server cannot keep up with so many changes; wait until it has caught up.")
             for later in sent:
                 number, moment, intent = _read(later)
                 if number > self._accepted:
                     self._accepted = number
                     self._queue.append((number, moment, intent))
                     if isinstance(intent, intents.Cancel):
-                        self._cancel(intent)  # a step may take long, and looks at this flag meanwhile
+                        self._cancel(intent)  # a step may take long, and checks this flag meanwhile
             accepted = self._accepted
         if sent:
             self._session.work_arrived.set()
         return accepted
 
     def look_at(self, plane: Later[SlicePlane]) -> None:
-        """Prepare the plane that the user looks at, once nothing else is to be done."""
+        """Prepare the plane that the user looks at, once there is nothing else to do."""
         with contextlib.suppress(WireError, UserError):
             self._session.looked_at = plane.read()
             self._session.work_arrived.set()
@@ -141,7 +141,7 @@ class HostedSession:
                 pass
             if not self._closed:
                 arrived.wait()
-        self._session = Session()  # whoever still holds this object holds no volume
+        self._session = Session()  # references to this object then keep no volume in memory
 
     def _step(self) -> bool:
         """Do what is queued, then one step of work; returns whether anything is left to do."""
@@ -163,7 +163,7 @@ class HostedSession:
             try:
                 self._session.do(intent)
             except Exception as error:
-                self._session.forget_volume()  # intents that follow are not about the former one
+                self._session.forget_volume()  # later intents are not about the former one
                 self._fail(error)
             finally:
                 self._waiting_bytes = 0
@@ -245,7 +245,8 @@ class HostedSession:
         self._session.find_labels_with(predictor, window, orientations, intent)
 
     def _must_wait(self, number: int, intent: intents.Adopt | intents.AskForMasks) -> bool:
-        """Whether the job whose objects are meant runs, because a replay runs it again; the intent then waits."""
+        """Whether the job that found these objects is running, because a replay runs it again; the intent then waits.
+        """
         runs = any(job.number == intent.job for job in self._session.jobs)
         if runs:
             self._waiting_for_objects.append((number, intent))
@@ -287,7 +288,7 @@ class HostedSession:
         restore(self._session, document, intent.step)
 
     def _replay(self, _: int, intent: intents.Replay) -> None:
-        self._restoring = intent.begins  # what the user was told once is not told again
+        self._restoring = intent.begins  # notices that the user has seen are not repeated
 
 
 _HANDLERS: dict[type, Callable[[HostedSession, int, Any], None]] = {

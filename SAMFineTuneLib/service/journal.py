@@ -21,7 +21,7 @@ _LASTING = (
     intents.Propagate | intents.Everything | intents.FindLabels | intents.Download
     | intents.Ask | intents.Install | intents.AskForMasks | intents.TakeSnapshot | intents.SetVolumetric
 )  # fmt: skip
-# Jobs and questions under way, and whether prompts answer in 3-D, are not part of a stored session.
+# Running jobs, open questions and the switch In 3-D are not part of a stored session.
 
 
 @dataclass
@@ -87,7 +87,7 @@ class Journal:
             self._entries = [entry for entry in self._entries if entry.kept or entry.number > number]
 
     def start_over(self, first: list[intents.Intent], last: list[intents.Intent]) -> None:
-        """Send everything once more, to a new server session, with `first` before it and `last` after it."""
+        """Send everything once more to a new server session, with `first` before it and `last` after it."""
         entries = [entry for entry in self._entries if entry.kept]
         self._entries = []
         self._confirmed = self.last
@@ -131,7 +131,7 @@ class Journal:
         self._confirmed = self.last
 
     def shorten(self) -> None:
-        """Begin with a stored session, if there is one with enough intents after it."""
+        """Begin with a stored session, if one has enough intents after it."""
         bases = [at for at in self._bases() if at <= len(self._entries) - _KEPT]
         if bases:
             self._begin_with(bases[-1])

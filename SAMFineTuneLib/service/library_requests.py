@@ -1,4 +1,4 @@
-"""Answers a client's requests about models, adapters and the cache. They may take long, so each has a thread."""
+"""Answers a client's requests about models, adapters and the cache. They may take long, so each runs in a thread."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class LibraryRequests:
     """The requests of one client.
 
     Args:
-        library: what answers them.
+        library: answers them.
         uploads: the files that the client has sent, by their numbers; an installed one is removed.
         tell: called with each event, from any thread.
         fail: called with an error, and the number and intent that met it, from any thread.
@@ -39,7 +39,7 @@ class LibraryRequests:
     def download(self, number: int, intent: intents.Download) -> None:
         """Download and install a published model."""
         if intent.job in self._downloads:
-            raise UserError(f"Job {intent.job} is there already.")
+            raise UserError(f"Job {intent.job} exists already.")
         cancelled = self._downloads[intent.job] = threading.Event()
 
         def report(fraction: float, left: float | None, text: str) -> None:

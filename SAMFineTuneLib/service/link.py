@@ -188,7 +188,7 @@ class HttpLink:
     def _unreachable(self, error: OSError) -> str:
         where = str(self.address)
         if isinstance(error, TimeoutError) or _is(error, "ETIMEDOUT"):
-            return f"{where} does not answer; check the address, and whether a firewall is in between."
+            return f"{where} does not answer; check the address, and whether a firewall blocks it."
         if _is(error, "ECONNREFUSED"):
             return f"No server runs at {where}; start it there, or check the port."
         if _is(error, "ENETUNREACH", "EHOSTUNREACH", "ENETDOWN", "EHOSTDOWN"):
@@ -277,7 +277,7 @@ class HttpLink:
 
     def _check_silence(self) -> None:
         if time.monotonic() - self._moved > _SILENCE_SECONDS:
-            raise LinkError(f"{self.address} does not answer any more; check the network, and whether the server is "
+            raise LinkError(f"{self.address} no longer answers; check the network, and whether the server is "
                             "overloaded.", silence=True)  # fmt: skip
 
     def _wait(self, seconds: float) -> None:
@@ -292,7 +292,7 @@ class HttpLink:
         if reader.closes or self._outgoing:
             self.close()
         if reader.headers.get(MARK.lower()) is None:
-            raise LinkError(f"Something else than SAMFineTune answers at {self.address} (status {reader.status}), "
+            raise LinkError(f"A program other than SAMFineTune answers at {self.address} (status {reader.status}), "
                             f"perhaps a proxy or another program; check the address and the port{self._or_tls}.",
                             permanent=reader.status not in (502, 503, 504))  # fmt: skip
         if reader.headers.get("content-type", "").startswith("text/plain"):  # refused by its HTTP layer

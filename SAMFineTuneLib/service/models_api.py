@@ -1,4 +1,4 @@
-"""What a client may ask of a worker apart from its session: about models, adapters and the cache of embeddings.
+"""A client's requests to a worker apart from its session: about models, adapters and the cache of embeddings.
 
 Clients name models and adapters by id, and the worker looks them up in its own store; it never opens a path that a
 client sends.
@@ -43,10 +43,10 @@ class Library:
 
         Args:
             question: "models", "adapters", "cache_info", "clear_cache" or "remove_model".
-            model: id of the model that is to be removed.
+            model: id of the model to remove.
 
         Returns:
-            For models what `Store.overview` tells, for adapters a list of dicts; for the cache `entries`, `bytes` and
+            For models what `Store.overview` returns, for adapters a list of dicts; for the cache `entries`, `bytes` and
             `limit`, or the bytes `freed`.
         """
         match question:
@@ -121,7 +121,7 @@ class Library:
 
         Args:
             data: content of the file.
-            name: of the file; its ending says the format.
+            name: of the file; its ending is that of the format.
             model: id to install it under; None for one that follows from the name.
             like: id of the model whose architecture it has; None to recognise it.
         """

@@ -32,7 +32,7 @@ class SharedEngine:
         self._lock = threading.Lock()
 
     def __getattr__(self, name: str):
-        """Everything else is the engine's."""
+        """Delegates everything else to the engine."""
         return getattr(self._engine, name)
 
     def encode(self, image: np.ndarray) -> dict[str, np.ndarray]:
@@ -49,7 +49,7 @@ class SharedEngine:
 
 
 class Engines:
-    """Opens models by id from a store, and closes those that no session uses any more."""
+    """Opens models by id from a store, and closes those that no session uses any longer."""
 
     def __init__(self, store: Store | None = None) -> None:
         from SAMFineTuneLib.models.store import Store

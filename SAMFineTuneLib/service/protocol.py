@@ -98,7 +98,7 @@ class VolumeSent:
 
 @dataclass(frozen=True)
 class Sent:
-    """An intent under the client's count of what it sends, and of what it asks (see `Session.do`)."""
+    """An intent with its number, and its moment in the session (see `Session.do`)."""
 
     number: int
     moment: int | None
@@ -107,7 +107,7 @@ class Sent:
 
 @dataclass(frozen=True)
 class Told:
-    """An event under the server's count, about which upload of a volume it is, and after which `Sent`."""
+    """An event with its number, the upload of the volume that it is about, and the last `Sent` before it."""
 
     number: int
     volume: int
@@ -173,13 +173,13 @@ class Limits:
     """Of the volumes of all sessions together."""
     body_bytes: int = 128 << 20
     idle_seconds: float = 1800.0
-    """A session without a request for so long ends."""
+    """A session ends after so long without a request."""
     spare_seconds: float = 120.0
     """The same when another session needs its place or memory; its client restores it with its next request."""
     upload_seconds: float = 120.0
-    """An upload to which nothing is added for so long is forgotten."""
+    """An upload is forgotten after so long without a new part."""
     request_seconds: float = 60.0
-    """In which a request must have arrived whole."""
+    """In which a request must have arrived completely."""
     connections: int = 64
     waiting_intents: int = 20_000
 
@@ -202,7 +202,7 @@ class Response:
     body: Sequence[Buffer] = ()
     headers: Mapping[str, str] = field(default_factory=dict)
     idle: bool = False
-    """Whether nothing was asked and nothing told: clients look for news many times a second."""
+    """Whether this was a poll without news, as clients send many times a second."""
 
     def read(self) -> Buffer:
         """The body in one piece."""
@@ -210,14 +210,14 @@ class Response:
 
 
 def version_advice(ours: str, theirs: str) -> str:
-    """Which of two different versions of SAMFineTune to update, as the end of a sentence about the server's."""
+    """Which of two different versions of SAMFineTune to update, as the end of a sentence about the server."""
     return "update the server" if _numbers(theirs) < _numbers(ours) else "update SAMFineTune on this computer"
 
 
 def other_protocol(ours: str, theirs: str) -> str:
     """The sentence for two versions of SAMFineTune with different protocols."""
     return (
-        f"The server runs SAMFineTune {theirs} and this computer {ours}, which do not understand each other; "
+        f"The server runs SAMFineTune {theirs} and this computer {ours}, which are incompatible; "
         f"{version_advice(ours, theirs)}."
     )
 

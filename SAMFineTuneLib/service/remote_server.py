@@ -10,7 +10,7 @@ from SAMFineTuneLib.service.protocol import Response
 from SAMFineTuneLib.service.server_address import Address, parse_address
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.3, 5.0  # seconds between two tries
-_PATIENCE = 120.0  # seconds for which a server that answered before is tried again
+_PATIENCE = 120.0  # seconds for which to retry a server that answered before
 
 
 class RemoteServer(Connection):
@@ -40,7 +40,7 @@ class RemoteServer(Connection):
     def waiting(self) -> str:
         if self._failing_since is None:
             return f"Connecting to {self.address}."
-        return f"{self.address} does not answer and is tried again; what you do meanwhile is kept."
+        return f"{self.address} does not answer and is tried again; your changes are kept meanwhile."
 
     def retry(self) -> None:
         self._failures = 0

@@ -25,17 +25,17 @@ from SAMFineTuneLib.wording import within_sentence
 def send_images(
     served: ServedCohort, images: Sequence[FoundImage], progress: Callable[[int, int, str, float], None]
 ) -> tuple[list[tuple[str, str]], list[str]]:
-    """Send images with their labels. Each is added when it has arrived, and those that are there are not sent, so that
-    the same call goes on with what was interrupted.
+    """Send images with their labels. Each is added when it has arrived, and those that the cohort has are not sent, so
+    the same call continues after an interruption.
 
     Args:
         served: the cohort.
         images: from `find_images`.
-        progress: told how many are done, how many there are, the name of the next one, and the fraction of it that has
-            arrived; it may raise to stop.
+        progress: called with the number of images done, of all, the name of the next one, and the fraction of it that
+        has arrived; it may raise to stop.
 
     Returns:
-        The names here and there of those that were added, and sentences as in `NewCohort`.
+        The names here and on the server of the added ones, and sentences as in `NewCohort`.
 
     Raises:
         UserError: when the server cannot be reached, or takes no images.
@@ -74,7 +74,7 @@ def send_images(
 
 
 def _labels(served: ServedCohort, labelled: Case, name: str, notes: list[str]) -> np.ndarray | None:
-    """Labels as the cohort numbers them; None, with a note, where they cannot be used."""
+    """Labels as the cohort numbers them; None, with a note, if they cannot be used."""
     try:
         annotated = labelled.read()
         notes += about_labels(name, annotated)

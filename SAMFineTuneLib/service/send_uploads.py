@@ -16,7 +16,8 @@ from SAMFineTuneLib.service.wire import Buffer
 
 
 class SendingVolume:
-    """The voxels of a volume, little-endian in C order, hashed as they go; at most a slice at a time is copied."""
+    """The voxels of a volume, little-endian in C order, hashed as they are sent; at most a slice at a time is copied.
+    """
 
     def __init__(self, volume: Volume) -> None:
         self._volume = volume

@@ -1,6 +1,6 @@
 """HTTP/1.1 around a `ServerApp`: one thread per connection, keep-alive, TLS, an access log.
 
-What a stranger can do before the server knows the token is limited: number of connections, length of heads, time.
+Clients without the token are limited in number of connections, length of heads and time.
 
 Why the standard library and not Starlette on Uvicorn: that was built and measured in alternating runs. A request that
 only asks for news took 0.50 ms instead of 0.26 ms and 2.5 times the processor time, and a click whose model answers at
@@ -54,7 +54,7 @@ class WorkerServer(ThreadingHTTPServer):
     ) -> None:
         self.app = app
         self._tls = tls
-        self._lines: dict[socket.socket, float] = {}  # open connections, each with the time when it is closed
+        self._lines: dict[socket.socket, float] = {}  # open connections, each with the time at which it is closed
         self._lock = threading.Lock()
         self._looked = 0.0
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -114,7 +114,7 @@ class WorkerServer(ThreadingHTTPServer):
                 self._lines[request] = time.monotonic() + seconds
 
     def service_actions(self) -> None:
-        """End what has taken too long; `serve_forever` calls this now and then."""
+        """End connections that have taken too long; `serve_forever` calls this now and then."""
         now = time.monotonic()
         if now - self._looked < _LOOK_AROUND:
             return
@@ -132,7 +132,7 @@ class WorkerServer(ThreadingHTTPServer):
         self.app.close()
 
     def _hang_up(self, now: float) -> None:
-        """Shut down the connections that had time until `now`, which makes their threads end them."""
+        """Shut down the connections whose time ended before `now`, which makes their threads close them."""
         with self._lock:
             late = [line for line, end in self._lines.items() if now > end]
         for line in late:
@@ -196,7 +196,7 @@ class _Handler(BaseHTTPRequestHandler):
         return body
 
     def _log(self, received: int, response: Response, seconds: float) -> None:
-        """One line: when, from where, what kind, how it ended. Never a token, a voxel or a name of anything."""
+        """One line: when, from where, what kind, how it ended. Never a token, voxels or names."""
         if not response.idle and _access.isEnabledFor(logging.INFO):
             sent = sum(len(memoryview(piece).cast("B")) for piece in response.body)
             _access.info("%s %s %s %d, %d bytes in, %d out, %.0f ms", self.client_address[0], self.command,
@@ -226,7 +226,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.must_end_in(self.connection, _IDLE_SECONDS)
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """Answer what is not proper HTTP with a sentence."""
+        """Answer invalid HTTP with a sentence."""
         text = (message or "The server did not understand the request.").encode("utf-8", "replace")[:500]
         self.close_connection = True
         self.request_version = self.protocol_version  # without a version the answer would have no head
@@ -243,7 +243,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 class _PlainOnTls(_Handler):
-    """A connection without TLS to a server that uses it: says so, and closes."""
+    """Answers a connection without TLS to a server that uses it with a sentence, and closes it."""
 
     def do_POST(self) -> None:
         self.send_error(400, "This server uses TLS: begin its address with https://.")

@@ -1,4 +1,4 @@
-"""What a server answers, apart from how requests arrive: `ServerApp.handle(Request) -> Response`.
+"""The server's answers, independent of how requests arrive: `ServerApp.handle(Request) -> Response`.
 
     GET  /, GET /health               a line of text for browsers and monitoring; needs no token
     POST /v1/hello                    versions, limits
@@ -45,7 +45,7 @@ class ServerApp:
     Args:
         token: every request must carry it.
         limits: memory, sessions, times.
-        engines: what opens models.
+        engines: opens models.
         may_change: whether clients may add and remove models and clear the cache.
         cohorts: the cohorts that clients may work on, if any.
     """
@@ -77,7 +77,7 @@ class ServerApp:
         return None
 
     def greet(self, request: Request) -> Response:
-        """Answer a GET, which needs no token: it tells that this is a SAMFineTune server, and no more."""
+        """Answer a GET, which needs no token: it only says that this is a SAMFineTune server."""
         text = _GREETINGS.get(request.path.split("?")[0])
         body = (text or "There is nothing at this address.").encode() + b"\n"
         headers = {MARK: str(PROTOCOL), "Content-Type": "text/plain; charset=utf-8"}
@@ -100,10 +100,10 @@ class ServerApp:
                 text = "The server has too little free memory for that; crop the volume, or try again later."
                 return _refusal(Refused(507, "memory", text))
             _log.exception("Failed at %s", loggable_path(request.path))
-            return _refusal(Refused(500, "defect", "The server failed; try again, and tell whoever runs it."))
+            return _refusal(Refused(500, "defect", "The server failed; try again, and tell its administrator."))
 
     def expire(self) -> None:
-        """End sessions and uploads that nobody has used for too long; the server calls this now and then."""
+        """End sessions and uploads that have long been unused; the server calls this now and then."""
         now = time.monotonic()
         with self._lock:
             idle = [key for key, one in self._sessions.items() if now - one.touched > self.limits.idle_seconds]
@@ -136,14 +136,14 @@ class ServerApp:
     def _check_head(self, request: Request, length: int) -> None:
         given = request.headers.get("authorization", "").encode("utf-8", "surrogateescape")
         if not hmac.compare_digest(given, b"Bearer " + self._token):
-            raise Refused(401, "token", "The server does not know this token; enter the one of its token file.")
+            raise Refused(401, "token", "The server does not accept this token; enter the one of its token file.")
         if length > self.limits.body_bytes:
             raise Refused(413, "size", f"A request has at most {self.limits.body_bytes:,} bytes, not {length:,}.")
         if request.method != "POST":
             raise Refused(405, "method", "This server answers POST requests only.")
 
     def _route(self, request: Request) -> tuple[Any, bool]:
-        """The answer's message, and whether nothing was asked and nothing told."""
+        """The answer's message, and whether it was a mere poll without news."""
         parts = request.path.split("?")[0].strip("/").split("/")
         if parts[:1] != ["v1"]:
             raise Refused(404, "path", "There is nothing at this address; check the server's address.")

@@ -1,4 +1,4 @@
-"""A session whose masks a server makes, for programs that may wait for it: scripts and the command line."""
+"""A session whose masks a server makes, for programs that may wait: scripts and the command line."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from SAMFineTuneLib.session.session import Session
 from SAMFineTuneLib.session.session_file import read_document, session_to_dict
 from SAMFineTuneLib.session.state import Place, State
 
-_PAUSE = 0.004  # seconds between two looks for news
+_PAUSE = 0.004  # seconds between two checks for news
 _FAREWELL = 1.0  # seconds that `close` waits for answers
 
 
 class _ServerMasks(Masks):
-    """Masks that a server makes where there are prompts: `ask` gets them."""
+    """Masks that a server makes: `ask` fetches those of planes with prompts."""
 
     ask: Callable[[Place], Answer]
 
@@ -38,7 +38,7 @@ class _ServerMasks(Masks):
 
 
 class ServerSession(Session):
-    """Segments, prompts and undo are kept here; the server gets them when a mask is asked for. Close it at the end.
+    """Segments, prompts and undo are kept here; the server gets them when a mask is requested. Close it at the end.
 
     Args:
         connection: the way to the server.
@@ -47,7 +47,7 @@ class ServerSession(Session):
         adapter: name of an adapter of the server.
         device: what the server computes on, "auto" for its own choice.
         tell: called with each sentence that the server has for the user.
-        told: sentences that the user knows already.
+        told: sentences that the user has seen already.
     """
 
     _kind_of_masks = _ServerMasks
@@ -74,7 +74,7 @@ class ServerSession(Session):
         self.set_volume(volume, window)
 
     def connect(self) -> events.Status:
-        """Send the volume and have the model opened; returns what the server is and computes with.
+        """Send the volume and have the model opened; returns a sentence about the server and its device.
 
         Raises:
             UserError: when the server cannot be reached, or has no such model or adapter.
@@ -93,7 +93,7 @@ class ServerSession(Session):
         self._client.close()
 
     def do(self, intent: Any, moment: int | None = None) -> Any:
-        """As `Session.do`; a propagation is done when this returns."""
+        """As `Session.do`; a propagation is complete when this returns."""
         if isinstance(intent, intents.Propagate):
             return self._propagate_there(intent)
         return super().do(intent, moment)
@@ -114,8 +114,8 @@ class ServerSession(Session):
         """Find the adapter's labels without prompts.
 
         Args:
-            orientation: of the slices; empty for that which the adapter learned from.
-            progress: called with the number of slices that are done, and of all.
+            orientation: of the slices; empty for the one that the adapter learned from.
+            progress: called with the number of slices done, and of all.
 
         Returns:
             A label map, uint8 [k, j, i], and what its values mean.
@@ -169,7 +169,7 @@ class ServerSession(Session):
         return Answer(told.packed, told.score)
 
     def _send_state(self) -> None:
-        """Bring the server to the state that is here, and have its masks."""
+        """Bring the server to the state of this session, and fetch its masks."""
         if self.state is not self._sent:
             self._client.restore(session_to_dict(self))
             self._wait_until(lambda event: isinstance(event, events.StateChanged) and event.settled)
@@ -184,7 +184,7 @@ class ServerSession(Session):
 
         Args:
             wanted: called with each event, and with None when there was none.
-            hear: what is done with progress and notices; by default notices are told as sentences.
+            hear: handles progress and notices; by default notices are passed on as sentences.
 
         Raises:
             UserError: when the server says that something failed, or cannot be reached.

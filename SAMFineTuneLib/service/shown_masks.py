@@ -1,4 +1,4 @@
-"""Which masks the server has sent, and whether they are those that its session has."""
+"""The masks that the server has sent, and whether they are those of its session."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ShownMasks:
 
     def __init__(self) -> None:
         self.known: dict[tuple[int, str], Shown] = {}
-        self._awaited: dict[tuple[int, str], Shown] = {}  # of these, what must come again to stay
+        self._awaited: dict[tuple[int, str], Shown] = {}  # those that must come again to stay
 
     def take(self, event: events.MaskChanged) -> None:
         """Record a mask that was sent or removed."""

@@ -1,6 +1,6 @@
 """The process in which a training runs: `python -m SAMFineTuneLib.service.training_process FOLDER`.
 
-It does what the folder's job says, and writes events about its progress (see `trainings`). When it is asked to stop, or
+It does the job in the folder, and writes events about its progress (see `trainings`). When it is asked to stop, or
 when the program that started it has ended, it writes a checkpoint and ends within a second or two. After a crash or a
 kill, the last checkpoint is at most a minute old.
 """
@@ -83,7 +83,7 @@ def _work(folder: Path, tell: EventFile, stop: StopSigns) -> int:
 
 
 def _check(folder: Path, job: TrainingJob, tell: EventFile, stop: StopSigns) -> None:
-    """Tell what the cases contain, and how long a training would take if the packages that it needs are installed."""
+    """Report what the cases contain, and how long a training would take if its packages are installed."""
     from SAMFineTuneLib.cases.case_survey import survey
     from SAMFineTuneLib.training.training_settings import TrainingSettings
 
@@ -126,7 +126,7 @@ def _train(folder: Path, job: TrainingJob, tell: EventFile, stop: StopSigns) -> 
     output = folder / files.OUTPUT
 
     def is_delivered() -> bool:
-        """Whether the store has this adapter already, from a run that ended before it could say so."""
+        """Whether the store has this adapter already, from a run that ended before it could report it."""
         try:
             return store.get(job.name).digest == read_adapter_folder(output).digest
         except UserError:
@@ -137,7 +137,7 @@ def _train(folder: Path, job: TrainingJob, tell: EventFile, stop: StopSigns) -> 
     unknown = {"part": 1, "parts": 1, "step": 0, "steps": 0, "loss": None, "dice": None, "seconds_left": None}
     tell("progress", stage="cases", **unknown)
     cases = _cases(folder, job)
-    trained = (output / "card.json").is_file()  # by a run that ended before the adapter was in the store
+    trained = (output / "card.json").is_file()  # left by a run that ended before the adapter was in the store
     notes = [] if trained else _fine_tune(cases, output, base, settings, tell, stop)
     tell("progress", stage="export", **unknown)
     note = make_ready(store.get(job.name).path, base) if is_delivered() else add_ready(store, output, job.name, base)
@@ -156,7 +156,7 @@ def _fine_tune(
     tell: EventFile,
     stop: StopSigns,
 ) -> Sequence[str]:
-    """Train the adapter, or go on with it; returns notes for the user."""
+    """Train the adapter, or resume its training; returns notes for the user."""
     from SAMFineTuneLib.training.fine_tuning import fine_tune
     from SAMFineTuneLib.training.training_plan import working_folder
 
@@ -180,7 +180,7 @@ def _cases(folder: Path, job: TrainingJob) -> tuple[Case, ...]:
 
 
 def _forget_cases(folder: Path, job: TrainingJob) -> None:
-    """Delete the images of patients as soon as they are not needed any more."""
+    """Delete the images of patients as soon as they are no longer needed."""
     if not job.source:
         shutil.rmtree(folder / files.CASES, ignore_errors=True)
 

@@ -30,7 +30,7 @@ _CHECK = ".check"
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """What a training is asked to do."""
+    """The job of a training."""
 
     name: str
     """Of the adapter that it makes."""
@@ -53,7 +53,7 @@ class TrainingJob:
         try:
             values = loaded((folder / JOB).read_text(encoding="utf-8"))
             if values.pop("format", None) != _FORMAT:
-                raise UserError(f"The training in {folder} is of another version of SAMFineTune; delete that folder.")
+                raise UserError(f"The training in {folder} is from another version of SAMFineTune; delete that folder.")
             return cls(**values)
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise UserError(f"There is no usable training in {folder}; delete that folder.") from error
@@ -115,7 +115,7 @@ def _empty_run(path: Path) -> TrainingRun:
 
 
 def free_name(wished: str) -> str:
-    """The wished name, made valid, and with a number where an adapter or training has it."""
+    """The wanted name, made valid, with a number appended if an adapter or training has it."""
     from SAMFineTuneLib.models.adapters.adapter_store import AdapterStore
 
     stem = re.sub(r"[^A-Za-z0-9_.-]+", "-", wished).strip("-.") or "adapter"
@@ -173,7 +173,7 @@ class TrainingRun(FolderProcess):
 
     @property
     def can_resume(self) -> bool:
-        """Whether it can go on where it ended."""
+        """Whether it can continue where it ended."""
         output = self.folder / OUTPUT
         begun = (output.parent / f".{output.name}.training" / "run.json").exists()
         return begun or ((output / "card.json").exists() and self.state not in ("done", "new"))

@@ -41,7 +41,7 @@ class Upload:
         if end <= self.received:
             return
         if offset != self.received or end > self.size or not part.size:
-            raise UserError("A part of the volume came out of turn; send the volume again.")
+            raise UserError("A part of the volume arrived out of order; send the volume again.")
         self.data[offset:end] = part
         self.received = end
 
@@ -52,7 +52,7 @@ class Upload:
 
 
 class VolumeUpload(Upload):
-    """The voxels of a volume; its digest is ready when they are all there."""
+    """The voxels of a volume; its digest is ready once all have arrived."""
 
     def __init__(self, announced: AnnounceVolume, largest: int) -> None:
         self.shape, self.affine, self.modality = announced.shape, announced.affine, announced.modality
@@ -81,7 +81,7 @@ class VolumeUpload(Upload):
             self._digest.update(part)
 
     def finish(self, digest: str) -> Volume:
-        """The volume; UserError when it is not the one that was sent."""
+        """The volume; UserError when it arrived damaged."""
         self.require_whole()
         if self._digest.hexdigest() != digest:
             raise UserError("The volume arrived damaged; send it again.")

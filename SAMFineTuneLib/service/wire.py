@@ -6,7 +6,7 @@
 
 A dataclass is written as {"is": its name, field: value, ...} without the fields that have their default value, a tuple
 as a list, an array or bytes as {"array": its position}. Reading checks every value by the type of its field, and a
-`WireError` names the field that is wrong. It runs no code, allocates no more than what came, and copies no array.
+`WireError` names the field that is wrong. It runs no code, allocates no more than what arrived, and copies no array.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Later(Generic[Value]):
 
     def __init__(self, plain: Any, read: Callable[[], Value]) -> None:
         self.plain = plain
-        """The part as it came, unchecked JSON values."""
+        """The part as it arrived, unchecked JSON values."""
         self.read = read
         """Check and make it; raises WireError or UserError."""
 
@@ -137,7 +137,7 @@ def _sendable(value: np.ndarray | Buffer) -> np.ndarray:
 # ---- reading
 
 Reader = Callable[[Any, str, list[np.ndarray]], Any]
-"""Makes a value of JSON values; the text is where it stands, for errors."""
+"""Makes a value from JSON values; the text names its place, for errors."""
 
 
 @functools.cache
@@ -186,7 +186,7 @@ def _is_optional(field: dataclasses.Field) -> bool:
 
 
 def _union_reader(kinds: Sequence[Any]) -> Reader:
-    """Dataclasses by their names, others by whether they can be read."""
+    """Read dataclasses by their names, other kinds by trying each."""
     named = {kind.__name__: _reader(kind) for kind in kinds if dataclasses.is_dataclass(kind) and kind not in _READERS}
     others = [_reader(kind) for kind in kinds if kind is not types.NoneType and kind.__name__ not in named]
     takes_none = types.NoneType in kinds

@@ -28,7 +28,7 @@ TOKEN_VARIABLE = "SAMFINETUNE_TOKEN"
 _MOST_STARTS = 4  # within _STARTS_WITHIN seconds: the first and three more
 _STARTS_WITHIN = 60.0
 _START_SECONDS = 90.0  # a cold disk and a virus scanner
-_MOST_FAILURES = 4  # exchanges in a row with a worker that lives
+_MOST_FAILURES = 4  # failed exchanges in a row with a living worker
 _UNLIMITED = ("--idle-minutes", "1000000", "--memory-gb", "1000", "--volume-gb", "1000")  # it has one client
 _FAREWELL = 0.04  # seconds that `close` waits for it to end by itself
 
@@ -59,7 +59,7 @@ class LocalWorker(Connection):
         self._token = ""
         self._folder: Path | None = None
         self._started: list[float] = []
-        self._running = False  # whether there is a process, which may have ended unnoticed
+        self._running = False  # whether a process was started, which may have ended unnoticed
         self._failures = 0
 
     @property

@@ -1,1 +1,1 @@
-"""The interactive session: what can be asked (intents), what it tells (events), undo, and its file."""
+"""The interactive session: what callers can ask (intents), what it reports (events), undo, and its file."""

@@ -2,19 +2,18 @@
 
 Prompts are answered in the order in which they came. A point or scribble that follows others is a correction: the
 logits of the answer before it are fed back as the mask prompt, as Segment Anything's interactive training does it
-(Kirillov et al. 2023, appendix A). A box or a mask restates what is meant, so nothing is fed back into it. The
+(Kirillov et al. 2023, appendix A). A box or a mask starts over, so nothing is fed back into it. The
 answer is a function of the ordered prompts alone: replaying them, after undo or after loading, gives the same mask.
 
 Several boxes on one plane are several objects. Each point then belongs to the nearest box, and the segment's mask
 is the union. On a plane that holds a propagated mask, points correct that mask, as if it had been the answer to points
 in its interior; a box or a mask replaces it, and a negative point in the middle of a piece of it removes that piece.
-Without a box, a mask, a lasso or a positive point there is nothing to
-segment, and the mask is empty.
+Without a box, a mask, a lasso or a positive point there is nothing to segment, and the mask is empty.
 
-A lasso that begins an answer is asked as a rough mask with points spread over it: of points, box and mask, alone and
-together, that had the best Dice (docs/development-log.md). One that follows others changes the pixels that it encloses
-and nothing else, because asking the model as well lowered Dice on all data. Whatever the model says, the last lasso
-around a pixel decides about it.
+The model gets a lasso that begins an answer as a rough mask with points spread over it: of points, box and mask, alone
+and together, that had the best Dice (docs/development-log.md). One that follows others changes the pixels that it
+encloses and nothing else, because asking the model as well lowered Dice on all data. Whatever the model answers, the
+last lasso around a pixel decides about it.
 """
 
 from __future__ import annotations
@@ -43,25 +42,25 @@ _PREDICTIONS = 64
 _ANSWERS = 1024
 _PICTURES = 8
 _INTERIOR = 3
-"""Points that stand for a mask that is corrected, at most."""
+"""Maximum number of points that represent a mask to be corrected."""
 _MIDDLE = 0.4
 """Least share of a piece that the largest disc in it around a point covers when the point is in its middle."""
 _LASSO_POINTS = 8
-"""Points inside a lasso that the model is told, at most."""
+"""Maximum number of points inside a lasso that the model gets."""
 _FRAME = 0.15
-"""Width of what counts as around a box or mask, in sides of the box; at least 2 pixels."""
+"""Width of the surroundings of a box or mask, in sides of the box; at least 2 pixels."""
 _AROUND = 1
 """Pixels on each side of a point that count as prompted."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A mask and the lowest IoU to expect of its objects (0 without any)."""
+    """A mask and the lowest expected IoU of its objects (0 without any)."""
 
     mask: PackedMask
     score: float
     windows: tuple[IntensityWindow, ...] = ()
-    """Those in which the model saw the slice, where the volume's own would have hidden what was prompted."""
+    """The windows in which the model saw the slice, if the volume's own would have hidden the prompted structure."""
 
 
 class Recent:
@@ -88,7 +87,7 @@ class Recent:
 
 
 class Answers:
-    """Masks of one volume in one window by one model; what was asked before is remembered."""
+    """Masks of one volume in one window by one model; recent answers are remembered."""
 
     def __init__(self, predictor: Predictor, volume: Volume, window: IntensityWindow) -> None:
         self.predictor, self.volume, self.window = predictor, volume, window
@@ -103,7 +102,7 @@ class Answers:
         return found if found is not None else self._pictures.put(key, window.apply(self._extracted(plane)))
 
     def prepare(self, plane: SlicePlane) -> None:
-        """Do what the first point on a plane needs, wherever it will be."""
+        """Compute what the first point on a plane needs, wherever it will be."""
         self.predictor.prepare(self.picture(plane))
 
     def answer(self, task: Task) -> Answer:
@@ -151,7 +150,7 @@ class Answers:
     def _predict(
         self, plane: SlicePlane, base: PackedMask | None, prompts: tuple[PlanePrompts, ...]
     ) -> Prediction | None:
-        """The prediction after the last prompt, through those before it whose logits reach it."""
+        """The prediction after the last prompt, through those before it whose logits are fed back."""
         start = len(prompts) - 1
         while start > 0 and _is_correction(prompts[start]):
             start -= 1
@@ -178,9 +177,9 @@ class Answers:
     def _correcting(
         self, shown: np.ndarray, mask: np.ndarray, given: PlanePrompts
     ) -> tuple[PlanePrompts, Prediction | None]:
-        """The points given to correct a mask that is there already, and what it would be as an answer.
+        """The points that correct an existing mask, and the mask as if it were an answer.
 
-        The mask's interior is told, too: points outside it alone say little of what is meant.
+        They include points of the mask's interior, because points outside it alone say little about the structure.
         """
         inside = interior_points(mask, _INTERIOR)
         points = np.concatenate([inside, given.points])
@@ -190,8 +189,9 @@ class Answers:
 
 
 def _without_denied(base: PackedMask, prompts: tuple[PlanePrompts, ...]) -> PackedMask:
-    """A propagated mask without the pieces that have a negative point in their middle, where no prompt says what
-    belongs to it: who means a part of a piece seldom points there."""
+    """A propagated mask without the pieces that have a negative point in their middle, unless a prompt says what
+    belongs to it: a user who excludes a part of a piece seldom points at its middle.
+    """
     points = np.concatenate([one.points for one in prompts]).astype(int) if prompts else np.zeros((0, 2), int)
     if not len(points) or any(one.says_where for one in prompts):
         return base
@@ -206,7 +206,7 @@ def _without_denied(base: PackedMask, prompts: tuple[PlanePrompts, ...]) -> Pack
 
 
 def _asked_of_model(prompts: tuple[PlanePrompts, ...], base: PackedMask | None) -> tuple[PlanePrompts, ...]:
-    """The prompts without lassos that follow others: those change what they enclose, which needs no model."""
+    """The prompts without lassos that follow others, which change the pixels they enclose without a model."""
     asked, says_where = [], base is not None
     for one in prompts:
         if one.region is None or (one.says_where and not says_where):
@@ -230,7 +230,7 @@ def combine(prompts: tuple[PlanePrompts, ...]) -> PlanePrompts:
 
 
 def window_for(values: np.ndarray, prompts: PlanePrompts, window: IntensityWindow) -> IntensityWindow:
-    """The window in which a model should see a slice, wider than the volume's where that hides what is prompted.
+    """The window in which a model should see a slice, wider than the volume's if that hides the prompted structure.
 
     Args:
         values: the volume on the slice (rows, columns), in its own units.

@@ -1,4 +1,4 @@
-"""Warnings about prompts and masks that are valid, but may not be what the user means."""
+"""Warnings about prompts and masks that are valid, but may not be intended."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from SAMFineTuneLib.session.session import Session
 
 LEAST_IOU = 0.4
-"""An answer of which less is to be expected is doubtful."""
+"""An answer with a lower expected IoU is doubtful."""
 _LEAST_STEPS = 64
 """Of 32-bit numbers between a volume's lowest and highest value: with fewer, structures may look alike."""
-_AROUND = 1  # pixels on each side of a point that are looked at
-_MUCH = 0.05  # of a segment: touching structures overlap by less
+_AROUND = 1  # pixels on each side of a point that are checked
+_MUCH = 0.05  # part of a segment: touching structures overlap by less
 
 
 def doubts_about_voxels(volume: Volume) -> list[str]:
@@ -45,14 +45,14 @@ def doubts_about_voxels(volume: Volume) -> list[str]:
 
 
 def doubts_about_adapter(volume: Volume, recipe: Mapping[str, Any]) -> list[str]:
-    """A warning when an adapter was trained on another modality than the volume's; none where either is unknown.
+    """A warning when an adapter was trained on another modality than the volume's; none if either is unknown.
 
     `recipe` is that of the adapter's card.
     """
     learned, seen = str(recipe.get("modality") or ""), modality_of(volume)
     if not learned or not seen or learned == seen:
         return []
-    return [f"The adapter learned from {learned}, and this volume is {seen}: its answers may well be wrong."]
+    return [f"The adapter learned from {learned}, and this volume is {seen}: its answers are likely to be wrong."]
 
 
 def doubts_about_placing(volume: Volume, placed: PlacedPrompt) -> list[str]:
@@ -62,7 +62,7 @@ def doubts_about_placing(volume: Volume, placed: PlacedPrompt) -> list[str]:
 
 
 def doubts_about_points(volume: Volume, window: IntensityWindow, state: State) -> list[str]:
-    """Warnings about positive points outside the box of their segment, or where all is black or white.
+    """Warnings about positive points outside the box of their segment, or in a part that is all black or white.
 
     Args:
         volume: what is segmented.
@@ -102,7 +102,7 @@ def _uniform_shade(values: np.ndarray, point: np.ndarray, window: IntensityWindo
 
 
 def doubts_about_window(name: str, window: IntensityWindow, answer: Answer) -> list[str]:
-    """Sentences that say in which window the model saw a slice, where it is not the volume's.
+    """Sentences about the window in which the model saw a slice, if it is not the volume's.
 
     Args:
         name: of the segment.
@@ -110,7 +110,7 @@ def doubts_about_window(name: str, window: IntensityWindow, answer: Answer) -> l
         answer: the model's.
     """
     return [
-        f"The window {window.low:g} to {window.high:g} hides what is prompted of {name}, so the model sees "
+        f"The window {window.low:g} to {window.high:g} hides the prompted part of {name}, so the model sees "
         f"{wider.low:.0f} to {wider.high:.0f} there."
         for wider in answer.windows
     ]
@@ -122,7 +122,7 @@ def is_doubtful(score: float, mask: PackedMask) -> bool:
 
 
 def doubt_about_answer(name: str, score: float, plane: SlicePlane | None = None) -> str | None:
-    """A warning about a mask that is not empty when little IoU is to be expected of it; else None.
+    """A warning about a mask that is not empty but has a low expected IoU; else None.
 
     Args:
         name: of the segment.
@@ -162,7 +162,7 @@ def doubt_about_place(state: State, place: Place, answer: Answer) -> str | None:
 
 
 def doubts_about_masks(session: Session) -> list[str]:
-    """Warnings about all prompts of a session and the masks that follow from them, which are made where need be."""
+    """Warnings about all prompts of a session and their masks, which are made if necessary."""
     state = session.state
     told = doubts_about_points(session.volume, session.window, state)
     names = {info.value: info.name for info in session.segments}
@@ -181,8 +181,8 @@ def doubts_about_masks(session: Session) -> list[str]:
 
 
 def doubts_about_overlaps(session: Session, labelmap: np.ndarray) -> list[str]:
-    """Warnings about segments that lack much of what was found for them in a label map [k, j, i] of a session, because
-    earlier segments have it."""
+    """Warnings about segments that lost many of their voxels to earlier segments in a label map [k, j, i] of a session.
+    """
     told, flat = [], labelmap.reshape(-1)
     for info in session.segments[1:]:
         places = [covered_voxels(session.mask(info.value, plane), plane, session.volume)
@@ -191,7 +191,7 @@ def doubts_about_overlaps(session: Session, labelmap: np.ndarray) -> list[str]:
         others = np.count_nonzero((flat[found] != 0) & (flat[found] != info.value)) if len(found) else 0
         if others > _MUCH * len(found):
             told.append(
-                f"{info.name} lacks {others} of the {len(found)} voxels that were found for it: earlier segments have "
-                "them and keep them; correct those, or give this one before them."
+                f"{info.name} lacks {others} of the {len(found)} voxels that were found for it: these belong to "
+                "earlier segments; correct those, or give this one before them."
             )
     return told

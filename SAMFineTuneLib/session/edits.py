@@ -33,7 +33,7 @@ def find_prompt(state: State, number: int) -> PlacedPrompt:
     for item in state.prompts:
         if item.id == number:
             return item
-    raise UserError("This prompt is no longer there; it was deleted or its addition undone.")
+    raise UserError("This prompt no longer exists; it was deleted or its addition undone.")
 
 
 def add_segment(state: State, value: int | None, name: str, color: Color | None = None) -> State:
@@ -42,7 +42,7 @@ def add_segment(state: State, value: int | None, name: str, color: Color | None 
     Args:
         state: before.
         value: its label value, by default the lowest free one.
-        name: what it is called.
+        name: its name.
         color: by default that of its value.
     """
     return replace(state, segments=(*state.segments, _checked_segment(state.segments, name, value, color)))
@@ -80,7 +80,7 @@ def place_prompt(
     Args:
         state: with the segment.
         volume: whose slices.
-        number: what the prompt is called by.
+        number: the prompt's number.
         segment: its label value.
         prompt: what it is; a mask prompt lies on its own plane.
         view: orientation of the slices, or an oblique plane.
@@ -99,7 +99,7 @@ def add_prompt(state: State, placed: PlacedPrompt) -> State:
 
 
 def carry_to_point(state: State, placed: PlacedPrompt) -> State:
-    """The state with a mask that a point can correct on a slice that propagation has left empty.
+    """The state with a mask, for a point to correct, on a slice that propagation has left empty.
 
     A lone point says where the structure is, but not how large; the nearest propagated mask does. Where that does not
     show the point, it is moved there.
@@ -109,8 +109,8 @@ def carry_to_point(state: State, placed: PlacedPrompt) -> State:
         placed: the prompt that is going to be added.
 
     Returns:
-        The same state where the slice has a mask or prompts, the prompt is not a positive point, or nothing was
-        propagated along these slices.
+        The same state if the slice has a mask or prompts, the prompt is not a positive point, or nothing was propagated
+        along these slices.
     """
     (plane, part), *others = placed.parts
     place = (placed.segment, plane.key)
@@ -152,10 +152,9 @@ def adopt_objects(
     Args:
         state: before.
         volume: whose slices.
-        objects: what was found.
+        objects: the objects.
         values: label values, by default free ones.
-        names: what they are called, with a number where another segment has the name; without a name it is "Object" and
-            a number.
+        names: their names, followed by a number if another segment has the name; by default "Object" and a number.
 
     Raises:
         UserError: when a value is taken, or an object is a segment already.
@@ -179,7 +178,7 @@ def adopt_objects(
 
 
 def _refuse_kept(state: State, volume: Volume, objects: Sequence[Object3D]) -> None:
-    """UserError when one of the objects is a segment already."""
+    """Raise UserError when one of the objects is a segment already."""
     kept = []
     for item in objects:
         masks = {aligned_plane(volume, item.orientation, index).key: mask for index, mask in item.masks.items()}

@@ -73,9 +73,9 @@ class StateChanged:
     outdated: tuple[tuple[int, str], ...] = ()
     """Segment and plane key of propagated masks whose prompts have changed since."""
     settled: bool = True
-    """Whether every mask that follows from this state has been told."""
+    """Whether every mask that follows from this state has been sent."""
     masks: str | None = None
-    """Digest of all masks that were told, once settled."""
+    """Digest of all masks that were sent, once settled."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class Finished:
     what: str
     cancelled: bool = False
     step: str | None = None
-    """The step that its results are in the history; empty when they belong to the step before, None without results."""
+    """The step of its results in the history; empty when they belong to the step before, None without results."""
     document: bytes | None = field(default=None, repr=False)
     """From a worker to its client: the session with the job's results, so that a replay need not run the job again."""
 
@@ -124,7 +124,7 @@ class ObjectInfo:
 
 @dataclass(frozen=True)
 class Objects:
-    """What a job of everything mode found, largest first."""
+    """The objects that a job of everything mode found, largest first."""
 
     job: int
     objects: tuple[ObjectInfo, ...]
@@ -145,7 +145,7 @@ class Failed:
     job: int | None = None
     """The job that ended by it."""
     details: str = ""
-    """For the log: what the runtime said."""
+    """For the log: the runtime's message."""
     request: int | None = None
     """The request that it answers."""
     intent: int | None = None
@@ -169,7 +169,7 @@ class ModelChanged:
 
     model: str
     device: str = ""
-    """What it runs on, as `Engine.device` says it; empty while the model is being opened."""
+    """Its device, as `Engine.device` names it; empty while the model is being opened."""
     opening: bool = False
 
 

@@ -11,7 +11,7 @@ _MOST_STEPS = 200  # that can be undone
 
 
 class History:
-    """The current state and the ones before and after it; each step carries the name of what was done."""
+    """The current state and those before and after it; each step has a name."""
 
     def __init__(self, state: State) -> None:
         self.state = state
@@ -34,8 +34,9 @@ class History:
         self._past, self._future = [], []
 
     def push(self, name: str, state: State) -> None:
-        """Make `state` the current one; what was undone cannot be redone any more. Without a name it becomes part of
-        the step before."""
+        """Make `state` the current one; undone steps can then no longer be redone. Without a name it becomes part of
+        the step before.
+        """
         if name:
             self._past = [*self._past, (name, self.state)][-_MOST_STEPS:]
             self._future = []
@@ -46,7 +47,7 @@ class History:
         return self._travel(self._past, self._future)
 
     def redo(self) -> str | None:
-        """Repeat the step that was undone last; returns its name, None without one."""
+        """Redo the last step that was undone; returns its name, None without one."""
         return self._travel(self._future, self._past)
 
     def rewrite(self, edit: Callable[[State], State]) -> None:

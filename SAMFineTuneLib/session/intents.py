@@ -50,8 +50,9 @@ class SetModel:
 
 @dataclass(frozen=True)
 class SetVolumetric:
-    """From now on, whether a changed prompt answers for the whole object: the session itself propagates the segment
-    whenever its prompts have changed. The answer belongs to the prompt's step of the history."""
+    """Set whether a changed prompt segments the whole object: the session itself then propagates the segment whenever
+    its prompts have changed. The answer belongs to the prompt's step of the history.
+    """
 
     on: bool
 
@@ -96,7 +97,7 @@ class AddPrompt:
 
 @dataclass(frozen=True)
 class MovePrompt:
-    """Put another prompt in the place of one, which keeps its turn in the order; a view of None keeps the view."""
+    """Replace a prompt, which keeps its place in the order; a view of None keeps the view."""
 
     number: int
     prompt: Prompt
@@ -135,7 +136,7 @@ class Redo:
 class Propagate:
     """Propagate the masks of a segment's prompted slices through the volume.
 
-    `orientation` says whose slices, where the segment has prompts in several orientations.
+    `orientation` chooses the slices if the segment has prompts in several orientations.
     """
 
     segment: int
@@ -186,7 +187,7 @@ class Adopt:
 
 @dataclass(frozen=True)
 class Cancel:
-    """Stop a job, a download too, before its next slice. What it found stays only with `keep_results`."""
+    """Stop a job, or a download, before its next slice. Its results stay only with `keep_results`."""
 
     job: int
     keep_results: bool = True
@@ -231,7 +232,7 @@ class AskForMasks:
 
 @dataclass(frozen=True, eq=False)
 class Restore:
-    """Continue from a document: as a step of that name, or without one from the beginning, with nothing to undo."""
+    """Continue from a document: as a step of that name, or without a name from the beginning, with nothing to undo."""
 
     document: bytes
     step: str | None = None
@@ -246,7 +247,7 @@ class Replay:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Does nothing; takes the place of an intent in the client's journal that is stored or no longer needed."""
+    """Does nothing; replaces an intent in the client's journal that is stored or no longer needed."""
 
 
 # ---- about the worker's models, adapters and cache
@@ -310,7 +311,7 @@ class IntentMethods(ABC):
 
     @abstractmethod
     def do(self, intent: Any) -> Any:
-        """Do what an intent asks for."""
+        """Carry out an intent."""
 
     set_volume = asks(SetVolume)
     set_window = asks(SetWindow)

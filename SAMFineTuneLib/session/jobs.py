@@ -21,17 +21,17 @@ class Job:
 
     what: ClassVar[str]
     number: int
-    """Comes back in its events."""
+    """Identifies it in its events."""
     steps: Iterator[Any] = field(default=iter(()), init=False)
     done: bool = field(default=False, init=False)
-    """Whether it will do nothing more."""
+    """Whether it is finished."""
     cancelled: bool = field(default=False, init=False)
     keep_results: bool = field(default=True, init=False)
     overtaken: bool = field(default=False, init=False)
     """Whether prompts, window or model have changed since."""
 
     def cancel(self, keep_results: bool = True) -> None:
-        """Stop before the next slice. With `keep_results`, what was found so far stays and can be undone."""
+        """Stop before the next slice. With `keep_results`, the results so far stay and can be undone."""
         self.cancelled = True
         self.keep_results = self.keep_results and keep_results
 
@@ -42,10 +42,10 @@ class EverythingJob(Job):
 
     what = "everything"
     join: Callable[[list[Any]], list[Object3D]]
-    """Makes objects of what was found in the slices."""
+    """Makes objects from the masks of the slices."""
     slices: list[Any] = field(default_factory=list, init=False)
     objects: list[Object3D] = field(default_factory=list, init=False)
-    """There when the job is done."""
+    """Set when the job is done."""
 
 
 def joined_labels(slices: list[SliceClasses]) -> list[Object3D]:
@@ -79,10 +79,10 @@ class FoundObjects(dict[int, EverythingJob]):
         )
 
     def of(self, job: int, objects: Iterable[int]) -> list[Object3D]:
-        """Objects of a job by their numbers; UserError when one is not there."""
+        """Objects of a job by their numbers; UserError when one does not exist."""
         if job not in self:
-            raise UserError("These objects are no longer there; find them again.")
+            raise UserError("These objects no longer exist; find them again.")
         by_number = {item.value: item for item in self[job].objects}
         if not set(objects) <= set(by_number):
-            raise UserError("One of these objects is not there; find them again.")
+            raise UserError("One of these objects does not exist; find them again.")
         return [by_number[number] for number in objects]

@@ -1,4 +1,4 @@
-"""Keeps the masks of a session up to date, and remembers which ones listeners know."""
+"""Keeps the masks of a session up to date, and remembers which masks listeners have."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Masks:
 
     Args:
         history: of the session.
-        propagations: returns the running propagations, whose slices count where there are no prompts.
+        propagations: returns the running propagations, whose slices count on planes without prompts.
         tell: called with each event.
     """
 
@@ -50,8 +50,8 @@ class Masks:
         self._history, self._propagations, self._tell = history, propagations, tell
         self._told: dict[Place, ToldMask] = {}
         self._pending: dict[Place, SlicePlane] = {}
-        self._widened: set[int] = set()  # segments of which it was told that the model sees them in a wider window
-        self._quiet_until = 0  # doubts about masks of that moment and before were told, perhaps in another session
+        self._widened: set[int] = set()  # segments for which a notice named the wider window
+        self._quiet_until = 0  # doubts about masks up to this moment were reported, perhaps in another session
 
     @property
     def settled(self) -> bool:
@@ -64,7 +64,7 @@ class Masks:
         return digest_of_masks((*place, told.since, told.mask.digest) for place, told in self._told.items())
 
     def answer(self, place: Place) -> Answer | None:
-        """The mask of a place and its score, which are made now if necessary. None where there is none.
+        """The mask of a place and its score, computed now if necessary. None without a mask.
 
         Raises:
             UserError: when the model fails, or there is none.
@@ -86,7 +86,7 @@ class Masks:
             raise as_sentence(error, f"segment {task.plane}") from error
 
     def since(self, place: Place) -> int:
-        """The moment at which the mask of a place last changed; 0 where there is none."""
+        """The moment at which the mask of a place last changed; 0 without a mask."""
         carried = self._carried(place)
         return self._history.state.since.get(place, 0) if carried is None else carried.moment
 
@@ -101,11 +101,11 @@ class Masks:
         self._pending |= dict(places)
 
     def state_changed(self, before: State) -> None:
-        """After a change of the state, queue the masks that may differ, and report at once those that are gone."""
+        """After a change of the state, queue the masks that may differ, and report removed ones at once."""
         after = self._history.state
         changed = {(value, plane.key): plane for value, plane in changes(before, after)}
         self.expect(changed.items())
-        for place in changed:  # no mask that is made may find its room taken by one that is gone
+        for place in changed:  # removed masks must not occupy the voxels of new ones
             if place not in after.tasks:
                 self.refresh(place)
 

@@ -1,4 +1,4 @@
-"""The propagation of a segment: the masks it starts from, what it found, and the state that follows from that."""
+"""The propagation of a segment: the masks from which it starts, its results, and the resulting state."""
 
 from __future__ import annotations
 
@@ -25,10 +25,14 @@ if TYPE_CHECKING:
     from SAMFineTuneLib.session.masks import Masks
 
 _OVERGROWN = 2.0
-"""Area, in those of the largest mask with positive prompts, above which what negative points leave is not believed."""
+"""Area, relative to the largest mask with positive prompts, above which a mask that negative points alone correct is
+ignored.
+"""
 
 Begin = Callable[..., Iterator[Any]]
-"""Begins a job's steps; called with what takes a Progress, and what says whether the job was cancelled."""
+"""Begins a job's steps; called with a function that takes a Progress, and one that returns whether the job was
+cancelled.
+"""
 
 
 @dataclass(eq=False)
@@ -41,16 +45,17 @@ class PropagationJob(Job):
     covers: frozenset[str] = frozenset()
     """Keys of the planes that it may reach."""
     moment: int = 0
-    """When it was asked for: its masks are what they are since then."""
+    """When it was requested, which is the moment of its masks."""
     known: Mapping[Place, PropagatedMask] | None = None
-    """For the answer to a prompt in 3-D: the masks of the answer before, which stay where they come again. `sources`
-    are then all prompts of the segment, and the answer belongs to the step that the prompts belong to."""
+    """For the answer to a prompt in 3-D: the masks of the previous answer, which stay where they recur. `sources` are
+    then all prompts of the segment, and the answer belongs to the step that the prompts belong to.
+    """
     whole: WholeAnswer | None = None
-    """What such an answer follows from."""
+    """What such an answer was computed from."""
     masks: dict[Place, PropagatedMask] = field(default_factory=dict, init=False)
-    """Its results so far that are new; the session's state gets them when it ends."""
+    """Its new results so far; the session's state gets them when it ends."""
     again: dict[Place, PropagatedMask] = field(default_factory=dict, init=False)
-    """Results that are as they were."""
+    """Results that are unchanged."""
     ends: list[str] = field(default_factory=list, init=False)
     """Where it ended early or left slices empty, and why."""
 
@@ -75,9 +80,9 @@ class PropagationJob(Job):
     def commit(self, state: State) -> State:
         """The state with the results.
 
-        A complete run replaces all earlier masks on the slices that it could have reached. Where the user has placed
-        prompts meanwhile that define the object, the result is dropped; negative points correct it. The answer to a
-        prompt in 3-D replaces the whole answer before it, but no found objects.
+        A complete run replaces all earlier masks on the slices that it could have reached. Where the user has meanwhile
+        placed prompts that define the object, the result is dropped; negative points correct it. The answer to a prompt
+        in 3-D replaces the whole answer before it, but no found objects.
         """
         results = self.masks | self.again
 
@@ -103,20 +108,20 @@ class PropagationJob(Job):
 def propagation_from_prompts(
     masks: Masks, state: State, intent: intents.Propagate, number: int, moment: int
 ) -> tuple[PropagationJob, Begin]:
-    """Plan what a `Propagate` asks for, from all slices of the segment that have prompts.
+    """Plan a `Propagate`, from all slices of the segment that have prompts.
 
     Args:
         masks: those of the session, whose model, volume and window are used.
         state: the session's.
-        intent: what was asked for.
+        intent: the intent.
         number: of the job.
         moment: of its masks.
 
     Returns:
-        The job, and what begins it.
+        The job, and the function that begins it.
 
     Raises:
-        UserError: when it is not clear which slices are meant, or nothing is on them.
+        UserError: when it is unclear which slices are meant, or they have no masks.
     """
     segment, orientation = intent.segment, intent.orientation
     prompted = [task for place, task in state.tasks.items() if place[0] == segment and task.prompts]
@@ -132,7 +137,7 @@ def propagation_from_prompts(
             continue
         if start.add(task.plane, answer):
             sources.append((task.plane.key, task.prompts))
-        elif task.base is not None and task.plane.index is not None:  # what was propagated there was denied
+        elif task.base is not None and task.plane.index is not None:  # the user has rejected the mask propagated there
             kept[task.plane.index] = None
     covers = frozenset(plane.key for plane in planned_planes(masks.answers.volume, start.seeds, intent.settings))
     job = PropagationJob(number, segment, tuple(sources), covers, moment)
@@ -142,7 +147,7 @@ def propagation_from_prompts(
 def propagation_of_whole(masks: Masks, state: State, segment: int, moment: int) -> tuple[PropagationJob, Begin]:
     """Plan the answer for a whole object, from all its prompted slices that are parallel to the one prompted last.
 
-    Slices between prompted ones that are as they were keep their masks.
+    Slices between unchanged prompted ones keep their masks.
 
     Args:
         masks: of the session.
@@ -159,7 +164,7 @@ def propagation_of_whole(masks: Masks, state: State, segment: int, moment: int) 
     stack = stack_through(seen.volume, planes[-1]) if planes else None
     found = []
     for plane in planes:
-        with suppress(UserError):  # it has no mask, which the user was told, or lies across
+        with suppress(UserError):  # it has no mask, as the user was told, or lies across
             answer = masks.answer((segment, plane.key))
             stack.place(plane, answer.mask.unpack())
             found.append((state.tasks[(segment, plane.key)], answer))
@@ -187,8 +192,9 @@ def propagation_of_whole(masks: Masks, state: State, segment: int, moment: int) 
 
 
 def _is_overgrown(task: Task, answer: Answer, found: Sequence[tuple[Task, Answer]]) -> bool:
-    """Whether a mask that was propagated, and that negative points alone correct, is still so large beside those that
-    positive prompts define that it says nothing of the structure."""
+    """Whether a propagated mask that negative points alone correct is still so large, compared with those of positive
+    prompts, that it does not show the structure.
+    """
     if any(part.says_where for part in task.prompts):
         return False
     defined = [other.mask.count for one, other in found if any(part.says_where for part in one.prompts)]
@@ -207,7 +213,7 @@ class _Start:
         return joined(self._windows)
 
     def add(self, plane: SlicePlane, answer: Answer) -> bool:
-        """Start from a slice, too, if its mask is not empty; returns whether it is not."""
+        """Also start from a slice if its mask is not empty; returns whether it was added."""
         mask = answer.mask.unpack()
         if mask.any():
             self.seeds.append(Seed(plane, mask))

@@ -1,4 +1,4 @@
-"""The jobs that a session runs: each begins, goes on step by step, and ends in the state or among the found objects."""
+"""The jobs that a session runs, step by step; their results go into the state or among the found objects."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _DOING = {"propagate": "Propagating", "everything": "Finding objects", "embed": 
 
 
 class RunningJobs:
-    """The jobs under way, the most urgent first, and the objects that the last ones have found.
+    """The running jobs, the most urgent first, and the objects that the last ones have found.
 
     Args:
         history: of the session.
@@ -57,10 +57,10 @@ class RunningJobs:
         return [job for job in self._jobs if isinstance(job, PropagationJob)]
 
     def new_number(self, wanted: int | None) -> int:
-        """The number of a new job: the one wanted, which must be free, or else the next one."""
+        """The number of a new job: the wanted one, which must be free, or else the next one."""
         number = self._next_number if wanted is None else wanted
         if any(job.number == number for job in self._jobs) or number in self.found:
-            raise UserError(f"Job {number} is there already.")
+            raise UserError(f"Job {number} exists already.")
         self._next_number = max(self._next_number, number + 1)
         return number
 
@@ -69,7 +69,8 @@ class RunningJobs:
 
         Args:
             job: the new job.
-            begin: makes its steps of `inputs`, of what takes a Progress, and of what says whether it was cancelled.
+            begin: makes its steps from `inputs`, a function that takes a Progress, and one that returns whether it was
+            cancelled.
             inputs: see `begin`.
             first: work on it before the others.
         """
@@ -122,7 +123,7 @@ class RunningJobs:
             return
         elif isinstance(item, PropagationEnd):
             job.ends.append(item.reason)
-            if job.known is None:  # an answer to a prompt tells only what is new, when it is complete
+            if job.known is None:  # an answer to a prompt reports only what is new, when it is complete
                 self._notice(item.reason)
         elif isinstance(job, PropagationJob):
             place = job.take(item)

@@ -1,13 +1,13 @@
 """The interactive session: the one object that panels, servers and the command line talk to.
 
 It holds the volume, the window, the model, and a `State` of segments, prompts and propagated masks. Callers send
-intents (`do`, or the methods named after them) and draw what it tells: events say what changed, `mask` and `labelmap`
+intents (`do`, or the methods named after them) and draw the results: events say what changed, `mask` and `labelmap`
 give the results. Masks follow from prompts (see `answers`), so undo and redo only exchange states, and a new window or
 model makes all masks again.
 
-`work` does anything long, a step at a time: masks that have to be made, then jobs (see `running_jobs`), then embedding
-in the background.
-A session belongs to the thread that calls it; other threads may only set `work_arrived` and cancel jobs.
+`work` does anything long, a step at a time: masks that must be made, then jobs (see `running_jobs`), then embedding in
+the background. A session belongs to the thread that calls it; other threads may only set `work_arrived` and cancel
+jobs.
 """
 
 from __future__ import annotations
@@ -49,15 +49,15 @@ if TYPE_CHECKING:
 class Session(intents.IntentMethods):
     """Volume, window, model, and a history of states, from which masks follow.
 
-    A wrong intent raises UserError and changes nothing. Masks are made when they are asked for, or by `work`.
+    A wrong intent raises UserError and changes nothing. Masks are made when they are requested, or by `work`.
 
     Args:
-        volume: what is segmented; None until `set_volume`.
+        volume: the volume to segment; None until `set_volume`.
         predictor: the model that answers; None until `set_model`.
         window: how grey values become pictures; None is the default of the volume's modality.
     """
 
-    _kind_of_masks = Masks  # other ones where something else makes them
+    _kind_of_masks = Masks  # other ones where something else makes the masks
 
     def __init__(
         self,
@@ -76,9 +76,9 @@ class Session(intents.IntentMethods):
         """Whether adding, changing and removing a segment can be undone. False for a host with its own table of
         segments: such changes then apply to every state of the history."""
         self.volumetric = False
-        """Whether prompts answer for the whole object; see `intents.SetVolumetric`."""
+        """Whether prompts segment the whole object; see `intents.SetVolumetric`."""
         self.state_due = False
-        """Whether the next `work` tells listeners the state, even when it has not changed."""
+        """Whether the next `work` sends listeners the state, even when it has not changed."""
         self.looked_at: SlicePlane | None = None
         """The plane that the user looks at: `work` prepares it when there is nothing else to do, and sets this to
         None. Another thread may set it, and then `work_arrived`."""
@@ -98,17 +98,17 @@ class Session(intents.IntentMethods):
             self.set_volume(volume, window)
 
     def do(self, intent: Any, moment: int | None = None) -> Any:
-        """Do what an intent asks for.
+        """Carry out an intent.
 
         Args:
             intent: one of `intents`.
             moment: the caller's count of intents, which never decreases; by default the session counts.
 
         Returns:
-            The new segment, the prompt's number or the job, where there is one.
+            The new segment, the prompt's number or the job, if there is one.
 
         Raises:
-            UserError: when it cannot be done; nothing has changed then.
+            UserError: when it cannot be done; then nothing has changed.
         """
         moment = self._moment + 1 if moment is None else moment
         self._moment = moment - 1
@@ -132,12 +132,12 @@ class Session(intents.IntentMethods):
         self._restart_masks()
 
     def forget_volume(self) -> None:
-        """Have no volume, and nothing that was made on one."""
+        """Drop the volume and everything that was made on it."""
         self._jobs.stop()
         self.found.clear()
         self._stop_embedding(intents.StopEmbedding())
         self.reset(State())
-        self._masks.finish()  # nothing but masks that are gone
+        self._masks.finish()  # only masks that are removed
         self.volume = self.window = self._masks.answers = None
 
     @_handle.register
@@ -190,7 +190,7 @@ class Session(intents.IntentMethods):
 
     @property
     def state(self) -> State:
-        """All that can be undone; immutable."""
+        """Everything that can be undone; immutable."""
         return self._history.state
 
     @property
@@ -360,7 +360,7 @@ class Session(intents.IntentMethods):
 
     @property
     def _due(self) -> list[int]:
-        """Segments whose whole object is to be answered."""
+        """Segments whose whole object has to be segmented."""
         if not self.volumetric or self.volume is None or self.predictor is None:
             return []
         return [info.value for info in self.segments if info.value in self.state.due]
@@ -423,7 +423,7 @@ class Session(intents.IntentMethods):
         return bool(not self.settled or self._jobs.all or self._embedding.active or self.looked_at)
 
     def finish(self, job: Job) -> None:
-        """Work until a job is done, for hosts that have nothing else to do meanwhile."""
+        """Work until a job is done, for hosts that can wait."""
         while not job.done:
             self.work(0.0)
 
@@ -482,7 +482,7 @@ class Session(intents.IntentMethods):
         self.work_arrived.set()
 
     def _edit_segments(self, name: str, edit: Callable[..., State], value: int, *fields: Any) -> None:
-        """Edit segments in a step, or where segments are not steps, in every state of the history that it fits."""
+        """Edit segments in a step, or if segments are not steps, in every state of the history that it fits."""
         if self.segments_are_steps:
             self._apply(name, edit(self.state, value, *fields))
             return
@@ -546,7 +546,7 @@ class Session(intents.IntentMethods):
         return True
 
     def _look(self) -> None:
-        """Prepare the plane that the user looks at. Failing does no harm: a prompt says what is wrong with it."""
+        """Prepare the plane that the user looks at. A failure is ignored here: the first prompt reports it."""
         plane, self.looked_at = self.looked_at, None
         if self._masks.answers is not None:
             with suppress(Exception):

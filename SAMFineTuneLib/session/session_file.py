@@ -1,4 +1,4 @@
-"""A session as JSON: its volume, window, model, segments and prompts, and what takes long to compute.
+"""A session as JSON: its volume, window, model, segments and prompts, and results that take long to compute.
 
 The file holds the volume's digest, the window, the model's name and digest, segments, prompts in their order, and
 propagated masks (zlib over one bit a pixel, base64). Masks that follow from prompts are made again. It holds no path
@@ -71,10 +71,10 @@ def session_to_dict(session: Session) -> dict[str, Any]:
 
 
 def restore(session: Session, values: Any, step: str | None = None) -> None:
-    """Go on from the document of `session_to_dict`, in the session's window.
+    """Continue from the document of `session_to_dict`, in the session's window.
 
-    It is a step of the name `step`, which can be undone; with an empty name part of the step before; with None a new
-    beginning: then the user is told when another model made the masks.
+    It is a step with the name `step`, which can be undone; with an empty name part of the step before; with None a new
+    beginning: the user is then told if another model made the masks.
 
     Raises:
         UserError: when the document belongs to another volume or is damaged.
@@ -128,7 +128,7 @@ def _model_notice(made_with: MadeWith | None, predictor: Predictor | None) -> st
         return ""
     notice = f"The session was made with model {made_with[0]}"
     notice += f" and adapter {made_with[2]}" if made_with[2] else ""
-    return notice + f", and goes on with {predictor.engine.spec.id}: masks may differ from those you saw."
+    return notice + f", and continues with {predictor.engine.spec.id}: masks may differ from those you saw."
 
 
 def _prompt_to_dict(state: State, placed: PlacedPrompt) -> dict[str, Any]:

@@ -24,7 +24,7 @@ class SliceEmbedding:
 
     def __init__(self, report: Callable[[Progress], None]) -> None:
         self.focus: tuple[str, int] | None = None
-        """Orientation and index of the slice to begin with; None when embedding was not asked for."""
+        """Orientation and index of the slice to begin with; None when embedding was not requested."""
         self._report = report
         self._steps: Iterator[None] | None = None
 
@@ -40,11 +40,12 @@ class SliceEmbedding:
         self._steps = self._embed(predictor, volume, window, *focus)
 
     def stop(self) -> None:
-        """Embed no more slices."""
+        """Stop embedding."""
         self.focus = self._steps = None
 
     def step(self) -> bool:
-        """Embed the next slice; returns whether there was one. UserError when that fails, which is also the end."""
+        """Embed the next slice; returns whether there was one. UserError when that fails, which also stops embedding.
+        """
         if next(self._steps, self) is self:
             self._steps = None
         return self.active

@@ -35,7 +35,7 @@ class PlacedPrompt:
     view: str | SlicePlane
     parts: tuple[tuple[SlicePlane, PlanePrompts], ...]
     trimmed: bool = False
-    """Whether it was taken off some of the planes it would lie on."""
+    """Whether it was removed from some of the planes on which it would lie."""
 
     def only_on(self, keys: Collection[str]) -> PlacedPrompt:
         """The same prompt on fewer planes."""
@@ -63,7 +63,7 @@ class WholeAnswer:
     """Prompted slices by index."""
 
     def holds(self, later: WholeAnswer, index: int) -> bool:
-        """Whether a slice keeps its answer: the next two prompted slices on either side of it are as they were.
+        """Whether a slice keeps its answer: the next two prompted slices on either side of it are unchanged.
 
         With the next one alone, structures prompted in turn had 0.02 less Dice than those prompted at once.
         """
@@ -84,7 +84,7 @@ class Task:
     prompts: tuple[PlanePrompts, ...]
 
     def same_as(self, other: Task | None) -> bool:
-        """Whether both make the same mask; a propagated mask that came again is the same object."""
+        """Whether both make the same mask; a propagated mask that recurs is the same object."""
         if other is None or self.prompts != other.prompts:
             return False
         mine, theirs = (None if task.base is None else task.base.mask for task in (self, other))
@@ -103,7 +103,7 @@ class State:
     due: frozenset[int] = frozenset()
     """Segments whose prompts have changed since their whole object was answered."""
     whole: Mapping[int, WholeAnswer] = field(default_factory=lambda: MappingProxyType({}))
-    """By segment, what its last answer for the whole object followed from, unless that was cancelled."""
+    """By segment, what its last answer for the whole object was computed from, unless that was cancelled."""
 
     @cached_property
     def tasks(self) -> Mapping[Place, Task]:
@@ -124,12 +124,12 @@ class State:
         return tasks
 
     def same_as(self, other: State) -> bool:
-        """Whether both hold the same."""
+        """Whether both have the same content."""
         mine, theirs = ((one.segments, one.prompts, dict(one.propagated)) for one in (self, other))
         return mine == theirs
 
     def stamped(self, before: State, moment: int) -> State:
-        """This state, which a step at that moment makes of the one before."""
+        """This state as the result of a step at that moment."""
         since = {place: before.since.get(place, 0) for place in self.tasks}
         since |= {place: moment for value, plane in changes(before, self) if (place := (value, plane.key)) in since}
         return replace(self, since=MappingProxyType(since))
@@ -162,7 +162,7 @@ class State:
         ]
 
     def agrees(self, segment: int, sources: Sources) -> bool:
-        """Whether the prompts something was derived from are still there, unchanged."""
+        """Whether the prompts from which something was derived still exist, unchanged."""
         return all(self.prompts_at((segment, key)) == prompts for key, prompts in sources)
 
 

@@ -22,11 +22,11 @@ def correction(
     Args:
         answer: bool (rows, columns).
         reference: bool (rows, columns).
-        how: "centre", in the middle of the largest wrong piece, or "random", anywhere in what is wrong.
+        how: "centre", in the middle of the largest wrong piece, or "random", anywhere in the error.
         rng: Draws random clicks.
 
     Returns:
-        x, y and whether that place is inside; None where answer and reference agree.
+        x, y and whether that place is inside; None if answer and reference agree.
     """
     wrong = answer ^ reference
     if not wrong.any():
@@ -35,7 +35,7 @@ def correction(
         rows, columns = np.nonzero(wrong)
         chosen = int(rng.integers(len(rows)))
         point = np.float32([columns[chosen], rows[chosen]])
-    else:  # what is missing and what is too much are separate pieces, also where they touch
+    else:  # missing and surplus pixels are separate pieces, even if they touch
         largest = max(
             (piece for part in (reference & ~answer, answer & ~reference) for piece in pieces(part)[:1]),
             key=np.count_nonzero,
@@ -66,7 +66,7 @@ def batch_corrections(
         counted: (n, L, L), the part of each cell that counts; None: all of it.
 
     Returns:
-        Input pixels (n, 2, 2), x and y, and labels (n, 2): 1 and 0, or -1 where nothing is wrong in that way.
+        Input pixels (n, 2, 2), x and y, and labels (n, 2): 1 and 0, or -1 without an error of that kind.
     """
     import torch
 

@@ -1,6 +1,6 @@
-"""The prompts of COSMOS 1050K (arXiv 2304.14660), made from a reference mask: in their place, and out of it.
+"""The prompts of COSMOS 1050K (arXiv 2304.14660), made from a reference mask: well placed, and misplaced.
 
-Prompts in their place are deterministic. Positives: the centre of mass when it lies inside the mask, the others at a
+Well-placed prompts are deterministic. Positives: the centre of mass when it lies inside the mask, the others at a
 uniform stride over the flattened mask. Negatives: at a uniform stride over the doubled box without the mask. The box is
 tight. S1 prompts everything and needs no mask (`evaluation.automatic_protocol`).
 
@@ -27,7 +27,7 @@ STRATEGIES = {
 }
 _COUNTS = {"S2": (1, 0, False), "S3": (5, 0, False), "S4": (5, 5, False), "S5": (0, 0, True), "S6": (1, 0, True)}
 MOVED = {"S2": ("point shift",), "S3": ("point shift",), "S4": ("point shift",), "S5": ("box shift", "box scale")}
-"""What is done in each strategy; of several points the first positive one, the centre, is moved."""
+"""The perturbations of each strategy; of several points the first positive one, the centre, is moved."""
 _BANDS = ((0, 10), (10, 20), (20, 30))
 
 
@@ -112,7 +112,7 @@ PERTURBATIONS = [how for bands in MOVES.values() for how in bands]
 def perturbed(
     prompts: PlanePrompts, how: Perturbation, mask: np.ndarray, rng: np.random.Generator
 ) -> PlanePrompts:
-    """Perturb the prompts of an object; what would leave the picture stays at its edge.
+    """Perturb the prompts of an object; positions outside the picture are moved to its edge.
 
     Args:
         prompts: in their place.

@@ -18,7 +18,7 @@ from SAMFineTuneLib.prompts import PlanePrompts
 from SAMFineTuneLib.simulation.cosmos_prompts import exact_prompts
 
 POINTS = 5
-"""Positive points that a session begins with at most; every object has one prompt token more than that."""
+"""Maximum number of positive points with which a session begins; every object has one more prompt token."""
 _INTERIOR = 0.1  # part of the pixels that counts as interior
 
 

@@ -1,8 +1,8 @@
 """Augmentations of finetune-SAM (Gu et al., 2024): equalise, brightness and contrast, scale and crop, rotation.
-Also what differs between scanners: bias field, blur, noise (as in SynthSeg, Billot et al., 2023).
+Also differences between scanners: bias field, blur, noise (as in SynthSeg, Billot et al., 2023).
 
-A picture and its classes go through the same transform; classes by the nearest pixel, so that no class arises that is
-not there. Left and right are never exchanged, because they differ in a patient.
+A picture and its classes go through the same transform; classes by the nearest pixel, so that no new class arises. Left
+and right are never exchanged, because they differ in a patient.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _COLOUR = 0.3  # change of brightness, contrast and gamma
 _SCALES = (0.5, 1.5)
 _DEGREES = 45.0
 _SHIFT = 0.1  # of the longer side
-_SCANNER = 0.5  # probability of each of what follows
+_SCANNER = 0.5  # probability of each of the following
 _BIAS = 0.3  # logarithm of the field at its strongest
 _BLUR = 0.005  # Gaussian's sigma, of the longer side
 _NOISE = 0.06  # deviation, in a picture of 0..1
@@ -44,7 +44,7 @@ def augment(
 def _move(
     rng: np.random.Generator, picture: np.ndarray, classes: np.ndarray, strength: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rotate, scale and shift; what comes from outside repeats the picture's edge and has no class."""
+    """Rotate, scale and shift; pixels from outside repeat the picture's edge and have no class."""
     angle = np.deg2rad(rng.uniform(-_DEGREES, _DEGREES) * strength)
     low, high = (1 + (scale - 1) * strength for scale in _SCALES)
     scale = np.exp(rng.uniform(np.log(max(low, 0.1)), np.log(high)))

@@ -1,4 +1,4 @@
-"""The device of a training, and how a training fits into its memory."""
+"""The device of a training, and fitting a training into its memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PART = 0.6  # of the free memory that activations may take
 
 
 def device_of(name: str) -> str:
-    """The PyTorch device to train on, by its name or "auto"; UserError when it is not there."""
+    """The PyTorch device to train on, by its name or "auto"; UserError when it is unavailable."""
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     kind, _, number = name.partition(":")
@@ -37,16 +37,16 @@ def pictures_at_once(
     """How many pictures of a batch fit into memory, from a rough estimate of what the image encoder keeps.
 
     Args:
-        network: The network that is trained.
+        network: The network to train.
         spec: Its model.
         device: Where it is trained.
         batch: Pictures of a step.
-        micro_batch: Pictures at once, where the user says so.
-        checkpointing: "on" or "off" where the user says so, else "auto".
+        micro_batch: Pictures at once, if the user has set it.
+        checkpointing: "on" or "off" if the user has set it, else "auto".
         learns: Whether the image encoder is trained.
 
     Returns:
-        Pictures at once, and whether encoder blocks are to be computed twice (see `compute_blocks_twice`).
+        Pictures at once, and whether to compute encoder blocks twice (see `compute_blocks_twice`).
     """
     free = free_memory(device) * _PART
     one = activation_bytes(network, spec) if learns else activation_bytes(network, spec) / 20
@@ -61,7 +61,7 @@ def mixed_precision(device: torch.device, wanted: str = "auto", on_processor: bo
 
     Args:
         device: Where they are computed.
-        wanted: "bf16", "fp32", or "auto": where a graphics card has it.
+        wanted: "bf16", "fp32", or "auto": if a graphics card supports it.
         on_processor: With "auto", also on a processor with matrix instructions for it (AMX). With vector instructions
             alone, a step of pre-training takes 1.6 times as long as in 32 bits.
     """
@@ -72,7 +72,7 @@ def mixed_precision(device: torch.device, wanted: str = "auto", on_processor: bo
 
 
 def activation_bytes(network: nn.Module, spec: ModelSpec) -> float:
-    """Roughly what the image encoder keeps of one picture for its backward pass, in float32."""
+    """Rough size of what the image encoder keeps of one picture for its backward pass, in float32."""
     tokens = (spec.input_size / _PATCH) ** 2 if spec.input_size > 256 else (spec.input_size / 8) ** 2
     total = 0.0
     for block in encoder_blocks(network).values():

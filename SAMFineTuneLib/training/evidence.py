@@ -94,7 +94,7 @@ def answer_slice(
         one: the slice.
         way: of prompting.
         classes: the number of classes.
-        asked: told every prompt.
+        asked: called with every prompt.
 
     Returns:
         Masks (classes, rows, columns), and the reference masks. A class that the slice does not show has an empty mask,
@@ -126,7 +126,7 @@ def evidence_of(folds: Folds) -> str:
     """One or two sentences that say which cases the figures of a run come from."""
     held = sum(len(part.test) for part in folds.parts)
     if folds.kind == "none":
-        return "No case was held out, so what the adapter gained is not known."
+        return "No case was held out, so the adapter's gain is not known."
     if folds.kind in ("shots", "given"):
         whose = "1 case of a patient" if held == 1 else f"{held} cases of patients"
         return f"This adapter answered {whose} that it did not learn from."
@@ -138,7 +138,7 @@ def evidence_of(folds: Folds) -> str:
 
 
 def advice(gains: Sequence[Gain]) -> tuple[str, ...]:
-    """A sentence for the user where the base answered better than the adapter, over all labels together."""
+    """A sentence for the user if the base answered better than the adapter, over all labels together."""
     worse = []
     for gain in {gain.prompt: gain for gain in gains}.values():  # of each way its last: all labels together
         before, after = gain.means

@@ -2,7 +2,7 @@
 
 First come the adapters for evidence: each is trained without the cases that test it (cross-validation). Then the
 adapter that is delivered learns from all cases. With `shots` or given test cases, the tested adapter is the delivered
-one. A hidden folder beside the output keeps all results until the end, so that a run that was killed can go on.
+one. A hidden folder beside the output keeps all results until the end, so that a killed run can continue.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ from SAMFineTuneLib.training.training_time import Clock
 
 _FORMAT = 4
 _PICTURES = 6  # held-out cases that the report shows
-_VALIDATION_SLICES = 4  # labelled slices of a validation case that are looked at
+_VALIDATION_SLICES = 4  # labelled slices of a validation case that are measured
 _TIME = "seconds.json"  # in the working folder: how long the run has worked
 _NOTE_TIME = 5.0  # s between two notes of that
 _RESULT = "result.json"  # in the folder of a part: that it was tested, and the course of its training
@@ -112,15 +112,15 @@ def fine_tune(
         output: Folder of the adapter; must not exist.
         base: The model to adapt.
         settings: How it is trained.
-        progress: Told how far the training is.
-        cancel: Asked many times a second whether to stop.
-        resume: Whether to go on with an interrupted training of `output`.
+        progress: Called with the progress.
+        cancel: Called many times a second; True stops the training.
+        resume: Whether to continue an interrupted training of `output`.
         test: Cases to test on; without any, `splits.split` decides.
-        planned: Told the plan before the work begins.
+        planned: Called with the plan before the work begins.
         start: An adapter of the same base and method whose weights every training begins with; none: the base alone.
 
     Raises:
-        Stopped: When `cancel` says so; a later call with `resume` goes on.
+        Stopped: When `cancel` returns True; a later call with `resume` continues.
         UserError: For cases, settings or folders that cannot be used, and while another process trains into `output`.
     """
     output = Path(output).expanduser()
@@ -153,7 +153,7 @@ def fine_tune(
                 _write_report(run, folder / REPORT, card)
     if group.first:
         shutil.rmtree(run.work, ignore_errors=True)
-    group.from_first(None)  # no process reads the folder before it is there
+    group.from_first(None)  # no process reads the folder before it exists
     return Result(output, output / REPORT, card, run.evidence, (*plan.found.notes, *evidence.advice(card.gains)))
 
 
@@ -191,7 +191,7 @@ class _Run:
         return self.group.alone(self.look)
 
     def begin(self, resume: bool) -> None:
-        """Write down what is trained; when resuming, check that it is what the interrupted run trained."""
+        """Record what is trained; when resuming, check that the interrupted run trained the same."""
         plan, free = self.plan, ("device", "precision", "micro_batch", "checkpointing")
         settings = {name: value for name, value in plan.settings.to_dict().items() if name not in free}
         here = json.loads(json.dumps({
@@ -203,13 +203,13 @@ class _Run:
         before = _read_json(self.work / STATE) if resume and self.group.first else here
         if before.get("format") != _FORMAT:
             raise UserError(
-                "The interrupted training was begun by another version of SAMFineTune, and this one cannot go on with "
-                f"it; delete {self.work} to start anew."
+                "The interrupted training was started by another version of SAMFineTune, and this one cannot continue "
+                f"it; delete {self.work} to start again."
             )
         if before != here:
             raise UserError(
                 "The interrupted training had other settings, another model, or other cases or labels; give the same "
-                f"again, or delete {self.work} to start anew."
+                f"again, or delete {self.work} to start again."
             )
         if self.group.first:
             _write_json(self.work / STATE, here)
@@ -219,7 +219,7 @@ class _Run:
         self.clock.expect(sum(plan.steps), sum(len(part.test) for part in plan.folds.parts))
 
     def tell(self, stage: str, **values: Any) -> None:
-        """Report progress, and write down now and then how long the run has worked."""
+        """Report progress, and record now and then how long the run has worked."""
         if self.group.first:
             place = self.now + 1, len(self.plan.trainings)
             self.report(TrainingProgress(stage, *place, seconds_left=self.clock.left, **values))
@@ -227,13 +227,15 @@ class _Run:
                 self.note_time()
 
     def note_time(self) -> None:
-        """Write down how long the run has worked, for a later session."""
+        """Record how long the run has worked, for a later session."""
         if self.group.first and (self.work / STATE).exists():
-            with suppress(UserError):  # what went wrong before matters more
+            with suppress(UserError):  # an earlier error matters more
                 _write_json(self.work / _TIME, self.clock.worked)
 
     def part(self, number: int) -> tuple[nn.Module, TrainingHistory] | None:
-        """Train adapter `number` and test it. What an earlier session did is not done again; None where it did all."""
+        """Train adapter `number` and test it. Parts that an earlier session finished are skipped; None if it finished
+        all.
+        """
         plan, self.now = self.plan, number
         fold = plan.folds.parts[number] if number < len(plan.folds.parts) else None
         folder = self.work / (f"part-{number}" if fold else "final")

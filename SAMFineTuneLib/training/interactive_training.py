@@ -44,7 +44,7 @@ def session_loss(
         network: The network that learns.
         spec: Its model.
         embedding: That of all pictures of the batch.
-        objects: What is asked for.
+        objects: The objects to segment.
         feedback: Probability that a correction comes with the previous logits as mask prompt.
 
     Returns:
@@ -82,14 +82,15 @@ def decode_as_asked(
     network: nn.Module, embedding: Mapping[str, Tensor], coords: Tensor, labels: Tensor, logits: Tensor, given: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Decode prompts of the same length as the predictor's: objects with equally many points are decoded together, and
-    only the one token that goes with points alone is padding. A network that learns with more padding needs it later.
+    only the one token that goes with points alone is padding. A network that learns with more padding also needs it
+    when predicting.
 
     `coords` (n, N, 2), `labels` (n, N) with -1 where there is no prompt, of which an object without a box has one or
     more; -> masks (n, T, L, L), predicted IoU (n, T).
     """
     there = labels >= 0
     length = there.sum(1) + ~(labels == 2).any(1)
-    order = (~there).to(torch.uint8).argsort(dim=1, stable=True)  # what there is comes first
+    order = (~there).to(torch.uint8).argsort(dim=1, stable=True)  # existing prompts come first
     coords, labels = coords.gather(1, order[..., None].expand_as(coords)), labels.gather(1, order)
     rows, answers = [], []
     for count in length.unique().tolist():

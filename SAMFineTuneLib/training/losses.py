@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# All candidates must learn a little where predicted IoU compares them, or where one point means one label.
+# All candidates must learn a little if predicted IoU compares them, or if one point means one label.
 _ALL_CANDIDATES = 0.3
 _SINGLE_OF_AMBIGUOUS = 0.3
 _BEST_OF_OTHERS = 0.2

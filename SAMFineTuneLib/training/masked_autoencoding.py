@@ -75,7 +75,7 @@ def pictures_of(paths: list[Path]) -> list[np.ndarray]:
         shown = [one.picture for one in slices_of(labelled)]
         found += evenly([picture for picture in shown if picture.std() > _LEAST_CONTRAST], _SLICES)
     if not found:
-        raise UserError("The volumes show nothing: every slice has one grey value.")
+        raise UserError("The volumes show nothing: each slice has a single grey value.")
     return found
 
 
@@ -110,18 +110,18 @@ def pretrain_masked(
     Args:
         volumes: Folder of the volumes, see `find_volumes`.
         output: Folder of the new model.
-        base: The model whose encoder goes on learning.
+        base: The model whose encoder is trained further.
         steps: Optimiser steps.
         batch_size: Pictures of a step.
         seed: Start of all random numbers.
-        resume: Whether to go on from the folder's checkpoint.
+        resume: Whether to continue from the folder's checkpoint.
         device: A PyTorch device, or "auto".
-        progress: Told after every step; it measures `loss`, the squared error of what was blanked in standard
-            deviations of its block, and `moved`, how far embeddings have moved relative to their spread.
-        cancel: Asked many times a second whether to stop.
+        progress: Called after every step; it measures `loss`, the squared error of the blanked blocks in standard
+        deviations of each block, and `moved`, how far embeddings have moved relative to their spread.
+        cancel: Called many times a second; True stops the training.
 
     Raises:
-        Stopped: When `cancel` says so; `resume` goes on later.
+        Stopped: When `cancel` returns True; `resume` continues later.
         UserError: For a folder that cannot be used, and while another process trains into it.
     """
     if steps < 1 or batch_size < 1:

@@ -48,7 +48,7 @@ AGAIN_PASSES = (1, 1, 2, 4)
 CHECKPOINT_NAME = "checkpoint.pt"
 MEMORY_WEIGHTS = "memory.safetensors"
 _KNOWN_SHARE = 0.2  # weight of the known slices in the loss
-_MEMORY = "; volume memory: "  # between how a model was made and how its memory was, in its description
+_MEMORY = "; volume memory: "  # between separates how a model and its memory were made, in the model's description
 
 
 class MemoryBatches(torch.utils.data.Dataset):
@@ -64,7 +64,7 @@ class MemoryBatches(torch.utils.data.Dataset):
         """`block` (B, CHANNELS, D, 64, 64), `target` (B, D, 64, 64) shares, `present` and `known` (B, D) bool."""
         torch.set_num_threads(1)
         attempt, items = 0, []
-        while len(items) < 2:  # a few volumes show nothing that could be asked for
+        while len(items) < 2:  # a few volumes show no structure that could be segmented
             seed = (self.seed, step, attempt)
             items = draw_items(np.random.default_rng((*seed, 1)), synthetic_volume((*seed, 0)), STRUCTURES)
             attempt += 1
@@ -89,7 +89,7 @@ def _loss(logits: Tensor, presence: Tensor, batch: dict[str, Tensor]) -> tuple[T
 
 
 def _whole(block: Tensor) -> Tensor:
-    """Blocks whose number of slices is a multiple of 4: the last slice again, as one of which nothing is known."""
+    """Pad blocks to a multiple of 4 slices by repeating the last slice, about which nothing is known."""
     count = block.shape[2]
     if not -count % 4:
         return block
@@ -135,19 +135,19 @@ def pretrain_memory(
         minutes: Wall-clock time after which the training ends; such a run is not repeatable to the bit.
         steps: Steps after which it ends; with `minutes`, whichever comes first.
         seed: Start of all random numbers.
-        resume: Whether to go on from the folder's checkpoint, if there is one.
+        resume: Whether to continue from the folder's checkpoint, if there is one.
         start: A model whose memory the training begins with; random weights without.
-        progress: Told after every step; it measures `loss` and `dice`.
+        progress: Called after every step; it measures `loss` and `dice`.
         device: A PyTorch device, or "auto".
         workers: Processes that draw volumes ahead. With any, the caller's script needs the usual
             `if __name__ == "__main__"` guard.
-        cancel: Asked many times a second whether to stop.
+        cancel: Called many times a second; True stops the training.
 
     Returns:
         The folder.
 
     Raises:
-        Stopped: When `cancel` says so; `resume` goes on later.
+        Stopped: When `cancel` returns True; `resume` continues later.
         UserError: For a folder or a base that cannot be used, and while another process trains into the folder.
     """
     if not minutes and not steps:
@@ -190,7 +190,7 @@ def _new_memory(seed: int, start: ModelFolder | None) -> tuple[VolumeMemoryNetwo
     try:
         network.load_state_dict(load_file(start.file("memory_weights")))
     except RuntimeError as error:
-        raise UserError(f"The memory of {start.spec.id} is of another kind; train without it.") from error
+        raise UserError(f"The memory of {start.spec.id} is of another kind; start without it.") from error
     return network, start.spec.source.partition(_MEMORY)[2]
 
 

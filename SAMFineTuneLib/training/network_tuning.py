@@ -24,7 +24,7 @@ from SAMFineTuneLib.training.training_loop import Schedule, Training, TrainingHi
 from SAMFineTuneLib.training.training_settings import TrainingSettings
 
 _AUTOMATIC_WEIGHT = 1.0  # of the automatic head's loss beside the prompted one
-_EPSILON = 1e-6  # of AdamW: a gradient that is rounding noise alone moves nothing
+_EPSILON = 1e-6  # of AdamW: gradients of mere rounding noise change nothing
 _CLASS_HEAD_RATE = 3.0  # in learning rates
 _REHEARSED = 2  # one synthetic picture with so many of the cases
 _EMBEDDINGS = 1 << 30  # bytes of embeddings that are kept when the encoder does not learn
@@ -41,12 +41,12 @@ class NetworkTuning:
     device: torch.device
     group: ProcessGroup = field(default_factory=ProcessGroup)
     rehearsal: Rehearsal | None = None
-    """What the base must not forget; None where nothing is rehearsed."""
+    """What the base must not forget; None without rehearsal."""
     validate: Callable[[], float] | None = None
-    """Dice of the network as it is; None: no early stop."""
+    """Dice of the present network; None: no early stop."""
     report: Callable[[TrainingHistory], None] = lambda history: None
     look: Callable[[], None] = lambda: None
-    """Raises Stopped when the training shall stop."""
+    """Raises Stopped when the training should stop."""
 
 
 def tune(tuning: NetworkTuning, checkpoint: Path | None = None, part: int = 0) -> TrainingHistory:
@@ -79,10 +79,9 @@ def tune(tuning: NetworkTuning, checkpoint: Path | None = None, part: int = 0) -
 
 
 def make_optimiser(network: nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:
-    """AdamW; a class head, which begins anew, learns faster, and what the base knew already slower than what is added.
-
-    Weight decay pulls what begins at nothing (LoRA, Adapters) back to it. Modules of the base that are trained whole
-    have none: it would wear down what they know. Neither have biases, norms and tokens.
+    """AdamW. A new class head learns faster, and modules of the base learn slower than added ones. Weight decay pulls
+    LoRA and Adapters back to zero, where they begin. Modules of the base that are trained whole have none, because it
+    would wear down what they know; neither have biases, norms and tokens.
     """
     groups: dict[tuple[bool, float], list[Tensor]] = {}
     for name, parameter in trainable(network).items():

@@ -1,5 +1,6 @@
-"""What the pre-trainings share: the folder that receives the model, progress, training on drawn batches with a moving
-average of the weights, and writing the weights."""
+"""Shared by the pre-trainings: the folder that receives the model, progress, training on drawn batches with a moving
+average of the weights, and writing the weights.
+"""
 
 from __future__ import annotations
 
@@ -24,16 +25,16 @@ WEIGHTS = "model.safetensors"
 
 @dataclass(frozen=True)
 class PretrainingProgress:
-    """How far a pre-training is."""
+    """The progress of a pre-training."""
 
     step: int
     used: float
     """Part of the training that is done, 0 to 1."""
     pictures: int
-    """How many pictures were shown."""
+    """Number of pictures shown."""
     seconds: float
     measured: Mapping[str, float]
-    """What was measured in the last step, by name; `loss` among it."""
+    """Measurements of the last step by name, including `loss`."""
 
 
 def reporter(
@@ -59,7 +60,7 @@ class AveragedTraining:
     draw: Callable[[int], Iterator[dict[str, Tensor]]]
     """Returns the batches from a step on."""
     measure: Callable[[dict[str, Tensor], int], Mapping[str, Tensor]]
-    """Returns what is measured on the batch of a step, by name; the network learns from `loss`."""
+    """Returns the measurements on the batch of a step, by name; the network learns from `loss`."""
     decay: float
     """Of the average; it follows faster in the first steps."""
     pictures: int
@@ -69,20 +70,20 @@ class AveragedTraining:
         self, checkpoint: Path, schedule: Schedule, about: Mapping[str, Any],
         progress: Callable[[PretrainingProgress], None] | None, cancel: Callable[[], bool],
     ) -> tuple[nn.Module, TrainingHistory]:  # fmt: skip
-        """Train, or go on from a checkpoint.
+        """Train, or continue from a checkpoint.
 
         Args:
-            checkpoint: file that a stopped training goes on from.
+            checkpoint: file from which a stopped training continues.
             schedule: length and learning rate.
-            about: plain values that must be equal where the training is resumed, `seed` among them.
-            progress: told after every step.
-            cancel: asked many times a second whether to stop.
+            about: plain values that must be equal when the training is resumed, including `seed`.
+            progress: called after every step.
+            cancel: called many times a second; True stops the training.
 
         Returns:
             The averaged network, and the course of the training.
 
         Raises:
-            Stopped: when `cancel` says so.
+            Stopped: when `cancel` returns True.
             UserError: when the checkpoint is of another training.
         """
         average, look, batches = deepcopy(self.network).eval().requires_grad_(False), stopping(cancel), None
@@ -109,7 +110,7 @@ class AveragedTraining:
 
 
 def drawn_ahead(dataset: torch.utils.data.Dataset, start: int, workers: int) -> Iterator[dict[str, Tensor]]:
-    """Batches from step `start` on, drawn ahead in `workers` processes where there are any."""
+    """Batches from step `start` on, drawn ahead in `workers` processes if there are any."""
     extra = {"multiprocessing_context": "spawn", "prefetch_factor": 6} if workers else {}
     order = range(start, len(dataset))
     return iter(torch.utils.data.DataLoader(dataset, None, sampler=order, num_workers=workers, **extra))
@@ -125,9 +126,8 @@ def owning_model(checkpoint: Path, resume: bool) -> Iterator[None]:
     """Own the folder of `checkpoint`, into which a pre-training writes its model.
 
     Raises:
-        UserError: While another process trains into it, and where it holds a model, or the checkpoint of a run that
-            `resume` does not ask to go on with.
-        DiskError: Where nothing can be written.
+        UserError: While another process trains into it, and if it holds a model, or a checkpoint without `resume`.
+        DiskError: When nothing can be written.
     """
     folder = checkpoint.parent
     with owning(folder, f"A pre-training in {folder}"):
@@ -135,14 +135,15 @@ def owning_model(checkpoint: Path, resume: bool) -> Iterator[None]:
             raise UserError(f"{folder} holds a model already; choose another folder.")
         if not resume and checkpoint.exists():
             raise UserError(
-                f"An unfinished pre-training lies in {folder}; go on with --resume, or choose another folder."
+                f"An unfinished pre-training lies in {folder}; continue it with --resume, or choose another folder."
             )
         yield
 
 
 def begun(checkpoint: Path, resume: bool) -> Mapping[str, Any]:
-    """What a run that goes on was told about itself when it began; nothing for a new run. UserError for a damaged
-    checkpoint."""
+    """The values `about` of a resumed run, from its checkpoint; empty for a new run. UserError for a damaged
+    checkpoint.
+    """
     return load_training(checkpoint)["about"] if resume and checkpoint.exists() else {}
 
 

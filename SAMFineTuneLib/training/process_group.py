@@ -80,7 +80,7 @@ def join_process_group(device: str) -> tuple[ProcessGroup, str]:
     """Join the processes that `torchrun` started, if any.
 
     Returns:
-        This process's place, and the device that it shall use.
+        This process's place, and the device that it should use.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:

@@ -30,7 +30,7 @@ def rehearsal_of(spec: ModelSpec, settings: TrainingSettings, part: int = 0) -> 
         part: distinguishes trainings of one seed.
 
     Returns:
-        None where the base's training pictures cannot be drawn again, or no prompts are learned.
+        None if the base's training pictures cannot be drawn again, or no prompts are learned.
     """
     known = spec.architecture == "compact" and "promptable" in settings.method.heads
     return Rehearsal(spec, settings, part) if known else None

@@ -1,4 +1,4 @@
-"""Stopping a training: it raises Stopped when it is asked to, or its process ends when it cannot.
+"""Stopping a training: it raises Stopped on request, or its process ends where it cannot check for requests.
 
 A training checks many times a second whether it should stop. Inside a function of another library (which reads a large
 file, loads PyTorch or exports a model) it cannot. Checkpoints hold everything that was learned by then, so the process
@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import nn
 
-GRACE = 1.0  # s in which the training may notice by itself
-_EVERY = 0.1  # s between two looks
+GRACE = 1.0  # s within which the training may notice a request itself
+_EVERY = 0.1  # s between two checks
 
 
 class Stopped(Exception):
@@ -26,7 +26,7 @@ class Stopped(Exception):
 
 
 def stopping(asked: Callable[[], bool]) -> Callable[[], None]:
-    """A function that raises Stopped when `asked` says so."""
+    """A function that raises Stopped when `asked` returns True."""
 
     def look() -> None:
         if asked():
@@ -36,7 +36,7 @@ def stopping(asked: Callable[[], bool]) -> Callable[[], None]:
 
 
 def interruptible(network: nn.Module, look: Callable[[], None]) -> nn.Module:
-    """Call `look` between any two modules of a network, forward and backward: what it raises ends the computation.
+    """Call `look` between any two modules of a network, forward and backward; an exception ends the computation.
 
     A step of a large model takes half a minute on a processor, which is too long to wait for when someone stops it.
     """
@@ -57,15 +57,15 @@ class StopSigns:
 
     Args:
         signals: Signals that ask it to stop; a second Ctrl-C raises KeyboardInterrupt.
-        leave: Ends the process; called from a thread where the training does not notice in time.
-        look: Asked many times a second whether to stop.
+        leave: Ends the process; called from a thread if the training does not notice in time.
+        look: Called many times a second; True asks to stop.
     """
 
     def __init__(
         self, signals: Sequence[int], leave: Callable[[], None], look: Callable[[], bool] = lambda: False
     ) -> None:
         self.learning = False
-        """Whether something was learned that no checkpoint holds; then the training itself must stop."""
+        """Whether something was learned that no checkpoint holds; the training itself must then stop."""
         self._signals, self._leave, self._look = signals, leave, look
         self._asked, self._over = threading.Event(), threading.Event()
         self._heard = 0
@@ -77,7 +77,7 @@ class StopSigns:
 
     @property
     def asked(self) -> bool:
-        """Whether the training shall stop."""
+        """Whether the training should stop."""
         return self._asked.is_set()
 
     def __enter__(self) -> StopSigns:
@@ -89,7 +89,7 @@ class StopSigns:
                 self._handlers[number] = signal.signal(number, self._handle)
             # Python's handlers wait for the main thread to return from other libraries; this tells a thread at once.
             self._wakeup = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
-        except ValueError:  # not in the main thread, where there are no signals to catch
+        except ValueError:  # signals can be caught in the main thread only
             pass
         threading.Thread(target=self._watch, name="samfinetune-stop", daemon=True).start()
         return self

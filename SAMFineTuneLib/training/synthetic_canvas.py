@@ -1,4 +1,4 @@
-"""The canvas on which `synthetic_volumes` paints: tissues, shapes, and what may be asked for.
+"""The canvas on which `synthetic_volumes` paints: tissues, shapes, and the objects to segment.
 
 Arrays are [slice, row, column]. A canvas is isotropic; positions are voxels of the canvas.
 """
@@ -95,7 +95,7 @@ class SyntheticCanvas:
         return number
 
     def register(self, *tissues: int) -> None:
-        """Let these tissues, together, be asked for."""
+        """Register these tissues together as an object to segment."""
         one = np.zeros(256, bool)
         one[list(tissues)] = True
         self.objects.append(one)

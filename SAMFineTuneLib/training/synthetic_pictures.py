@@ -78,7 +78,8 @@ def synthetic_pictures(
 
 
 def _scenes(rng: Random, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Tissues (n, S, S), the objects' tissues (n, k, k), which may be asked for (n, k), intensities (n, S, S)."""
+    """Tissues (n, S, S), the objects' tissues (n, k, k), which of these can be prompted (n, k), intensities (n, S, S).
+    """
     share = torch.bincount(torch.from_numpy(rng.shared.choice(len(SCENES), count, p=SCENE_ODDS)), minlength=len(SCENES))
     parts = []
     for scene, number in zip(SCENES, share.tolist(), strict=True):
@@ -108,8 +109,9 @@ def _draw(rng: Random, areas: Tensor, allowed: Tensor, number: int) -> Tensor:
 
 
 def _views(rng: Random, tissue: Tensor, made_of: Tensor, registered: Tensor) -> tuple[Tensor, Tensor]:
-    """Where to look: often at two to four times an object's box, as the predictor does around a prompt, else from
-    anywhere near it, or at all. Returns left and top (n, 2) and side (n,) in canvas pixels."""
+    """Choose views: often of two to four times an object's box, as the predictor does around a prompt, else from
+    anywhere near it, or anywhere. Returns left and top (n, 2) and side (n,) in canvas pixels.
+    """
     count = len(tissue)
     coarse = tissue[:, ::2, ::2]
     areas = 4 * _areas(coarse, made_of)
@@ -150,7 +152,7 @@ def _choose(
 ) -> tuple[Tensor, Tensor]:
     """The tissues (n, m, k) of m objects that are not tiny, and how much of each lies outside (n, m), from what is
     `visible` (n, k) of all objects and how large they are as a `whole` (n, k), in pixels of the view."""
-    # What goes on outside may fill the view: a point in the middle of a liver, seen from too near.
+    # An object that continues outside may fill the view: a point in the middle of a liver, seen from too near.
     allowed = registered & (visible >= MIN_AREA) & ((visible < _LARGEST * SIZE**2) | (whole > 1.3 * visible))
     # A picture without any such object shows the largest that there is, at the worst its background.
     shown = torch.where((registered & (visible > 0)).any(1, keepdim=True), torch.where(registered, visible, 0), visible)

@@ -107,7 +107,7 @@ def _rounds(model: compact.CompactModel, batch: dict[str, Tensor], rng: Random) 
     embedding = {name: value.repeat_interleave(OBJECTS, 0) for name, value in encoded.items()}
     target, box, point, beyond = (batch[name].flatten(0, 1) for name in ("target", "box", "point", "beyond"))
     by_box = rng.chance(0.5, len(target))
-    beyond = torch.where(by_box, 0, beyond)  # a box is drawn in the view and asks for what is there
+    beyond = torch.where(by_box, 0, beyond)  # a box is drawn in the view and asks for what is visible
     prompts = offer_neighbour_masks(first_prompts(box, point, by_box), target, by_box, rng)
     rounds = int(rng.shared.choice(ROUNDS))
     ambiguous = ~by_box & (prompts.has_logits == 0)
@@ -164,19 +164,19 @@ def pretrain_synthetic(
         steps: Steps after which it ends; with `minutes`, whichever comes first.
         seed: Start of all random numbers.
         batch_size: Pictures of a step; 8 on a processor and 256 on a graphics card, or as in the checkpoint.
-        resume: Whether to go on from the folder's checkpoint, if there is one.
+        resume: Whether to continue from the folder's checkpoint, if there is one.
         start: Folder of a compact model whose weights are the first ones; random ones without.
-        progress: Told after every step; it measures `loss` and `iou`, that of the first answers.
+        progress: Called after every step; it measures `loss` and `iou`, that of the first answers.
         device: A PyTorch device, or "auto".
         workers: On a processor, processes that render pictures ahead. With any, the caller's script needs the usual
             `if __name__ == "__main__"` guard.
-        cancel: Asked many times a second whether to stop.
+        cancel: Called many times a second; True stops the training.
 
     Returns:
         The folder.
 
     Raises:
-        Stopped: When `cancel` says so; `resume` goes on later.
+        Stopped: When `cancel` returns True; `resume` continues later.
         UserError: For a folder that cannot be used, and while another process trains into it.
     """
     if not minutes and not steps:
@@ -260,7 +260,7 @@ def write_model_folder(average: compact.CompactModel, source: str, folder: Path)
     half = {name: value.detach().cpu().half() for name, value in average.state_dict().items()}
     weights = write_tensors(folder / WEIGHTS, half)
     files = {"weights": weights.name, "encoder": "encoder.onnx", "decoder": "decoder.onnx"}
-    # That of any compact model; predicted IoU of new weights has to be calibrated anew.
+    # That of any compact model; predicted IoU of new weights has to be calibrated again.
     spec = replace(Store().get("compact").spec, source=source, files=files, sha256={}, calibration={})
     # The graphs are exported from the rounded weights, so that both engines give the same answer.
     export_onnx(compact.build_compact(half), spec, folder, weights=weights)

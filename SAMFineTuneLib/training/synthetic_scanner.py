@@ -1,4 +1,5 @@
-"""What a scanner and a viewer do to a synthetic scene: blur, artefacts, resolution, noise, window; n pictures at once.
+"""The effects of a scanner and a viewer on a synthetic scene: blur, artefacts, resolution, noise, window; n pictures at
+once.
 
 Views, blurs and changes of resolution are products with small matrices, one for each picture. Pictures are float32
 (n, row, column) of 128 x 128, intensities about 0..1 until `display`.

@@ -106,7 +106,7 @@ class Canvas:
         rng = self.rng
         stretch = torch.where(rng.chance(0.3, self.count), rng.log_uniform(0.2, 5, self.count), 1.0)
         fields = [smooth_noise(rng, rng.log_uniform(2, 64, self.count), stretch) for _ in range(_SPOTS - 1)]
-        coarse = rng.log_uniform(3, 12, self.count)  # and all that is finer: what glands and bowels look like
+        coarse = rng.log_uniform(3, 12, self.count)  # and all that is finer: the look of glands and bowels
         fields.append(sum(0.6 * 0.7**octave * smooth_noise(rng, coarse * 2**octave, stretch) for octave in range(4)))
         spots = smooth_noise(rng, rng.uniform(8, 40, self.count)) > wide(rng.uniform(0.4, 1.2, self.count))
         fields = torch.stack([*fields, 2.5 * spots], dim=1).flatten(2)
@@ -171,7 +171,7 @@ def _mosaic(canvas: Canvas, where: Tensor | None = None, register: bool = True) 
 
 
 def _background(canvas: Canvas) -> None:
-    """What lies behind everything: tissue mosaics, a smooth field or plain."""
+    """The background: tissue mosaics, a smooth field or plain."""
     rng, count = canvas.rng, canvas.count
     shaded = rng.chance(0.5, count)
     canvas.strengths[:, 0] = torch.where(shaded, canvas.spread, canvas.strengths[:, 0])

@@ -1,8 +1,8 @@
-"""What one picture of a training step holds, as a pure function of (seed, part, number). No PyTorch here.
+"""One picture of a training step, as a pure function of (seed, part, number). No PyTorch here.
 
 Training shows what inference shows: the same windows, the same preprocessing, and for a model that zooms the same views
-around a prompt. Everything random about an item is drawn here, including what later corrections need, so the result
-depends neither on the number of processes nor on whether the run was resumed.
+around a prompt. Everything random about an item is drawn here, including the random numbers of later corrections, so
+the result depends neither on the number of processes nor on whether the run was resumed.
 """
 
 from __future__ import annotations
@@ -131,8 +131,9 @@ class Items:
         return view, [anchor, *seen], [first, *(first_prompt(rng, one.mask, kind) for one in seen)]
 
     def _view(self, rng: np.random.Generator, shape: tuple[int, int], mask: np.ndarray, first: First) -> View:
-        """Where a zooming predictor looks: for a box one of its views around it, for points one of the squares that it
-        tries."""
+        """The view of a zooming predictor: for a box one of its views around it, for points one of the squares that it
+        tries.
+        """
         if first.box is not None:
             view = view_of_box(shape, first.box, self._spec.input_size)
             views = views_around(shape, view, first.box.reshape(2, 2))

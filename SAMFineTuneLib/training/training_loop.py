@@ -1,6 +1,6 @@
 """The training loop under fine-tuning and both pre-trainings: rates, steps, validation, checkpoints.
 
-What is random in step n must follow from the seed and n alone. A checkpoint holds every tensor that the training
+Everything random in step n must follow from the seed and n alone. A checkpoint holds every tensor that the training
 changes, the optimiser and the history, and is written whole or not at all. So a run that was killed at any moment and
 resumed ends with the same weights as an uninterrupted one.
 """
@@ -33,7 +33,7 @@ _FORMAT = 3
 
 
 def cosine(left: float) -> float:
-    """Cosine decay: the share of the highest rate when `left` (1 to 0) of the decay is still to come."""
+    """Cosine decay: the share of the highest rate when `left` (1 to 0) of the decay remains."""
     return 0.5 * (1 - math.cos(math.pi * left))
 
 
@@ -67,7 +67,7 @@ class Schedule:
         return self.rate * self.decay(max(0.0, 1 - (done - warm) / max(1, total - warm)))
 
     def _measure(self, step: int, seconds: float) -> tuple[float, float]:
-        """What is done of what there is, in steps or in seconds."""
+        """The fraction done, in steps or in seconds."""
         measures = [(done, total) for done, total in ((step, self.steps), (seconds, 60 * (self.minutes or 0))) if total]
         return max(measures, key=lambda one: one[0] / one[1])
 
@@ -77,12 +77,12 @@ class TrainingHistory:
     """The course of a training."""
 
     measured: dict[str, list[float]] = field(default_factory=dict)
-    """What was measured in each step, such as `loss`, by name."""
+    """Measurements of each step, such as `loss`, by name."""
     validated: list[int] = field(default_factory=list)
     """Steps after which there was a validation; `dice` holds the results."""
     dice: list[float] = field(default_factory=list)
     best: int | None = None
-    """The step whose weights were kept, where there was validation."""
+    """The step whose weights were kept, with validation."""
     ended: str = ""
     """Why the training ended before its last step."""
     seconds: float = 0.0
@@ -117,13 +117,13 @@ class Training:
     validate: Callable[[], float] | None = None
     """Dice of the present weights; None: the training goes on to its last step."""
     validations: int = 8
-    """How often a training is validated."""
+    """Number of validations of a training."""
     patience: int = 3
     """Validations without gain after which a training ends."""
     after_step: Callable[[int], None] = lambda steps: None
     report: Callable[[TrainingHistory], None] = lambda history: None
     look: Callable[[], None] = lambda: None
-    """Raises Stopped when the training shall stop; asked before every step."""
+    """Raises Stopped when the training should stop; called before every step."""
 
 
 def train(training: Training, checkpoint: Path | None = None) -> TrainingHistory:
@@ -131,7 +131,7 @@ def train(training: Training, checkpoint: Path | None = None) -> TrainingHistory
 
     Args:
         training: What is trained, and how.
-        checkpoint: File that a stopped training goes on from, and that is written every half minute, and at the end.
+        checkpoint: File from which a stopped training continues; written every half minute and at the end.
 
     Raises:
         Stopped: When `look` or anything within a step raises it; the checkpoint is then written.
@@ -154,7 +154,7 @@ def train(training: Training, checkpoint: Path | None = None) -> TrainingHistory
             spent = saved - start
 
     try:
-        if history.step in due and history.step not in history.validated:  # it was stopped in this validation
+        if history.step in due and history.step not in history.validated:  # the run was stopped in this validation
             _validate(training, history, best)
         while not history.ended and schedule.used(history.step, history.seconds) < 1:
             if group.from_first(_shall_stop(training)):
@@ -170,7 +170,7 @@ def train(training: Training, checkpoint: Path | None = None) -> TrainingHistory
         save()
         raise
     if history.step > begun:
-        save()  # what comes next may be stopped or killed as well
+        save()  # the next step may be stopped or killed as well
     if best:
         _copy(best, training.state)
     return history
@@ -215,7 +215,7 @@ def _validation_steps(training: Training) -> frozenset[int]:
 
 
 def _validate(training: Training, history: TrainingHistory, best: dict[str, Tensor]) -> None:
-    """Measure Dice, keep the best weights, and end the training when they were found long ago."""
+    """Measure Dice, keep the best weights, and end the training when they have not improved for long."""
     group, step = training.group, history.step
     score = group.from_first(training.validate() if group.first else None)
     better = score > max(history.dice, default=-math.inf)
@@ -243,8 +243,8 @@ def load_training(path: Path) -> dict[str, Any]:
         version = found.get("format")
     if version != _FORMAT:
         raise UserError(
-            f"The unfinished training in {path} was begun by another version of SAMFineTune, and this one cannot go on "
-            "with it; delete the file to start anew."
+            f"The unfinished training in {path} was started by another version of SAMFineTune, and this one cannot "
+            "continue it; delete the file to start again."
         )
     return found
 
@@ -257,7 +257,7 @@ def _usable(path: Path) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{path} is not a usable checkpoint of this training; delete it to start anew.") from error
+        raise UserError(f"{path} is not a usable checkpoint of this training; delete it to start again.") from error
 
 
 def _write(path: Path, training: Training, history: TrainingHistory, best: Mapping[str, Tensor]) -> None:
@@ -274,7 +274,7 @@ def _write(path: Path, training: Training, history: TrainingHistory, best: Mappi
 
 
 def _resume(path: Path, training: Training, history: TrainingHistory, best: dict[str, Tensor]) -> None:
-    """Put back what a checkpoint holds, where there is one."""
+    """Restore the state of a checkpoint, if there is one."""
     found = load_training(path) if training.group.first and path.exists() else None
     found = training.group.from_first(found)
     if found is None:
@@ -282,7 +282,7 @@ def _resume(path: Path, training: Training, history: TrainingHistory, best: dict
     if other := [name for name, value in training.about.items() if found["about"].get(name) != value]:
         raise UserError(
             f"The unfinished training in {path} has another {' and another '.join(other)}; give the same again, or "
-            "delete the file to start anew."
+            "delete the file to start again."
         )
     with _usable(path):
         if found["state"].keys() != training.state.keys():

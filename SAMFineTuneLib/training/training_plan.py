@@ -56,7 +56,7 @@ class Plan:
     """Disk space that the training needs until it is done."""
     bytes_free: int
     start: AdapterFolder | None = None
-    """The adapter that the trainings go on from; None: the base alone."""
+    """The adapter from which the trainings continue; None: the base alone."""
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -108,14 +108,14 @@ def make_plan(
         output: Folder of the adapter.
         base: The model to adapt.
         settings: How it is trained.
-        resume: Whether an interrupted training goes on.
+        resume: Whether to continue an interrupted training.
         test: Cases to test on.
-        look: Called again and again; may raise Stopped.
+        look: Called often; may raise Stopped.
         first: False in further processes of one training, where the first one checks the folders.
-        start: An adapter to go on from, of the same base and method.
+        start: An adapter to continue from, of the same base and method.
 
     Raises:
-        UserError: For everything that the training would be refused for.
+        UserError: For any reason to refuse the training.
     """
     output = Path(output).expanduser()
     device = device_of(settings.device)
@@ -168,7 +168,7 @@ def working_folder(output: str | Path) -> Path:
 
 
 def check_folders(output: Path, resume: bool) -> None:
-    """UserError where a training cannot begin or go on."""
+    """Raise UserError if a training cannot begin or continue."""
     work = working_folder(output)
     if (output / "card.json").exists():
         raise UserError(f"{output} holds an adapter already; choose another name, or remove that one first.")
@@ -178,7 +178,7 @@ def check_folders(output: Path, resume: bool) -> None:
         raise UserError(f"There is no interrupted training of {output} to resume; start it without --resume.")
     if not resume and (work / STATE).exists():
         raise UserError(
-            f"An interrupted training of {output} lies in {work}; go on with --resume, or delete that folder."
+            f"An interrupted training of {output} lies in {work}; continue it with --resume, or delete that folder."
         )
 
 
@@ -191,7 +191,7 @@ def looking(slices: Iterator[LabelledSlice], look: Callable[[], None]) -> Iterat
 
 
 def _require_same_method(start: AdapterFolder, settings: TrainingSettings) -> None:
-    """UserError where this training does not go on with what an adapter learned."""
+    """Raise UserError if this training cannot continue from an adapter."""
     before, now = start.card.method, settings.method
     if before == now:
         return
@@ -208,7 +208,7 @@ def _require_same_method(start: AdapterFolder, settings: TrainingSettings) -> No
 
 
 def _require_unseen(start: AdapterFolder, tests: Sequence[Case], found: Survey) -> None:
-    """UserError where an adapter has learned from a case that shall test the training."""
+    """Raise UserError if an adapter has learned from a case that is to test the training."""
     if seen := [case.id for case in tests if found.digests[case.id] in start.card.cases]:
         raise UserError(
             f"The adapter {start.name} learned from the case {seen[0]}, which would test this training; give other "

@@ -125,7 +125,7 @@ def _ticks(largest: float, whole: bool = False) -> list[float]:
 
 
 def headline(gains: Sequence[Gain]) -> str:
-    """What the adapter reaches on held-out cases, and its gain, for all labels together, in words."""
+    """The adapter's Dice on held-out cases, and its gain, for all labels together, in words."""
     sentences = []
     for gain in {gain.prompt: gain for gain in gains}.values():  # of each way its last: all labels together
         before, after = gain.means

@@ -47,8 +47,9 @@ class TrainingSettings:
     most_shown: int | None = 200
     """How often each labelled slice is shown at most: a training of a few slices is shorter. None: no limit."""
     least_shown: int | None = None
-    """How often each labelled slice is shown at least: a training of many slices is longer, up to four times. None: it
-    is not. Presets show each four times."""
+    """How often each labelled slice is shown at least: a training of many slices is longer, up to four times. None: no
+    such rule. Presets show each four times.
+    """
     batch: int = PRESETS["quick"]["batch"]
     """Pictures a step, of all processes together."""
     objects: int = PRESETS["quick"]["objects"]
@@ -60,7 +61,7 @@ class TrainingSettings:
     feedback: float = 0.5
     """Probability that a correction comes with the previous logits as mask prompt."""
     learning_rate: float | None = None
-    """None: what suits the method and the base, larger for the bundled model."""
+    """None: as suits the method and the base, larger for the bundled model."""
     small_base: bool = True
     """Whether the base has the bundled model's architecture, which takes larger steps; the plan fills this in."""
     weight_decay: float = 0.1
@@ -80,7 +81,7 @@ class TrainingSettings:
     validation: int | None = None
     """Patients set aside from the training cases for early stopping; None: a tenth when there are ten or more."""
     validations: int = 8
-    """How often a training is validated."""
+    """Number of validations of a training."""
     patience: int = 3
     """Validations without gain after which a training ends."""
     test_slices: int = PRESETS["quick"]["test_slices"]
@@ -157,7 +158,7 @@ class TrainingSettings:
             labels = LabelChoice(tuple(values["labels"]["wanted"]), bool(values["labels"]["merged"]))
             return cls(**{**values, "method": Method(**values["method"]), "labels": labels})
         except (KeyError, TypeError) as error:
-            raise UserError(f"The stored settings of the training are damaged ({error}); start it anew.") from error
+            raise UserError(f"The stored settings of the training are damaged ({error}); start it again.") from error
 
     def recipe(self) -> dict[str, Any]:
         """The settings for the adapter's card, without those that concern this computer."""
@@ -177,7 +178,7 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _problem(settings: TrainingSettings) -> str | None:
-    """What is wrong, as a sentence."""
+    """The first wrong setting, as a sentence."""
     if not settings.heads or not set(settings.heads) <= set(HEADS) or len(set(settings.heads)) < len(settings.heads):
         return f"The heads are {', '.join(settings.heads) or 'none'}; choose {', '.join(HEADS)}, or both."
     for name, least in _LEAST.items():

@@ -115,11 +115,11 @@ class Clock:
         return True
 
     def restart(self) -> None:
-        """What was done until now is neither a step nor a test."""
+        """Do not count the time until now as a step or a test."""
         self._last = time.monotonic()
 
     def expect(self, steps: int, tests: int) -> None:
-        """Add steps and tested cases (each before and after) that are to come; negative numbers take them off."""
+        """Add steps and tested cases (each before and after) still to come; negative numbers subtract."""
         self._to_come["step"] += steps
         self._to_come["test"] += 2 * tests
         self.restart()

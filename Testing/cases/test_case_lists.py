@@ -100,7 +100,7 @@ def test_names_with_umlauts_and_separators(tmp_path):
 def test_a_first_line_that_may_be_a_header_is_said(folder):
     (folder / "list.csv").write_text("Aufnahme;Umriss\n" + lines(";", header=""))
     cases = find_cases(folder / "list.csv")
-    assert "Cases a, b: the first line of “list.csv” (Aufnahme, Umriss) was taken for names of columns." in survey(
+    assert "Cases a, b: the first line of “list.csv” (Aufnahme, Umriss) was read as names of columns." in survey(
         cases, LabelChoice()
     ).notes
 

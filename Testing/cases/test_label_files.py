@@ -469,7 +469,7 @@ def test_labels_that_reach_beyond_the_image_are_counted(tmp_path):
     outside = int(labels[:, :, :6].sum())
     assert np.array_equal(found.array[:, :, :26], labels[:, :, 6:])
     assert found.notes == (
-        "The labels have 38 × 32 × 6 voxels, the image 32 × 32 × 6: check that they belong together; where there are "
-        "none, nothing is labelled.",
+        "The labels have 38 × 32 × 6 voxels, the image 32 × 32 × 6: check that they belong together; voxels without "
+        "labels count as background.",
         f"Left out, as outside the image: {outside} of {labels.sum()} labelled voxels.",
     )

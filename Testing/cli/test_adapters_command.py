@@ -192,8 +192,8 @@ def test_nnunet_channels_are_one_volume(samfinetune, here, volumes, tmp_path):
     ("arguments", "said"),
     [
         (("scans", "-o", "out.nii.gz", "--auto"), "-o needs a folder"),
-        (("scans", "-o", "scans", "--auto"), "among what is read"),
-        (("scans/three.nii.gz", "-o", "scans/three.nii.gz", "--auto"), "among what is read"),
+        (("scans", "-o", "scans", "--auto"), "among the input"),
+        (("scans/three.nii.gz", "-o", "scans/three.nii.gz", "--auto"), "among the input"),
         (("scans/three.nii.gz", "-o", "out.nii.gz", "--auto", "--point", "1,2,3"), "--auto needs no --point"),
         (("scans/three.nii.gz", "-o", "out.nii.gz", "--auto", "--propagate", "both"), "--auto needs no --propagate"),
         (("scans/three.nii.gz", "-o", "out.nii.gz", "--auto", "--model", "sam-vit-b"), "sam-vit-b"),

@@ -93,6 +93,6 @@ def test_a_token_is_asked_for_and_taken_from_the_environment(samfinetune, phanto
     command = ("segment", phantom.folder, "-o", "out.nii.gz", "--space", "ijk", "--box", phantom.box("liver"))
     assert "SAMFINETUNE_TOKEN" in samfinetune(*command, *options[:2]).err
     monkeypatch.setenv("SAMFINETUNE_TOKEN", "wrong")
-    assert "does not know this token" in samfinetune(*command, *options[:2]).err
+    assert "does not accept this token" in samfinetune(*command, *options[:2]).err
     monkeypatch.setenv("SAMFINETUNE_TOKEN", TOKEN)
     assert samfinetune(*command, *options[:2]).code == 0

@@ -195,7 +195,7 @@ def test_what_the_server_cannot_do_is_said(department, run, tmp_path):
         (("accept", "p9"), "no case p9"),
         (("train",), "patients"),
         (("propose",), "No adapter is in use yet"),
-        (("train", "--preset", "thorough"), "server decides"),
+        (("train", "--preset", "thorough"), "server chooses"),
     ):
         code, _, error = run(*words, as_json=False)
         assert code == 2 and text in error, (words, error)

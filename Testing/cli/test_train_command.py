@@ -158,7 +158,7 @@ def test_a_disk_that_refuses_stops_and_resume_goes_on(samfinetune, cases, tmp_pa
     with small_files_only():
         refused = samfinetune(*command)
     assert refused.code == 2 and "checkpoint.pt” would be larger" in refused.err
-    assert refused.err.endswith("then go on with the same command and --resume.\n")
+    assert refused.err.endswith("then continue with the same command and --resume.\n")
     assert not (tmp_path / "adapter").exists()
     resumed = samfinetune(*command, "--resume")
     assert resumed.code == 0, resumed.err

@@ -119,9 +119,9 @@ def test_from_the_server_to_the_server(orthanc, store, tmp_path, monkeypatch, ca
 def test_what_goes_wrong_is_one_sentence(orthanc, store, tmp_path):
     address, folder = orthanc
     wrong = {
-        "does not let you in": lambda: DicomwebStore(address, user=("me", "x")).list_series(),
+        "refused the login": lambda: DicomwebStore(address, user=("me", "x")).list_series(),
         "check the address and the UIDs": lambda: DicomwebStore(address[:-4], user=("me", "secret")).list_series(),
-        "does not encrypt": lambda: DicomwebStore(address.replace("http:", "https:")).list_series(),
+        "does not offer https": lambda: DicomwebStore(address.replace("http:", "https:")).list_series(),
         "cannot be reached": lambda: DicomwebStore("http://127.0.0.1:1/dicom-web").list_series(),
         "“nowhere.pem” cannot be read": lambda: DicomwebStore(address, certificate="nowhere.pem"),
         "is not the address": lambda: DicomwebStore("pacs.hospital"),
@@ -153,7 +153,7 @@ def test_over_tls_with_a_password(orthanc, tmp_path, monkeypatch, capsys):
         wrong = {
             "cannot be verified": [*fetch, str(tmp_path / "other.pem"), "--user", "me"],
             "holds no certificate": [*fetch, str(tmp_path / "none.pem"), "--user", "me"],
-            "does not let you in (401)": [*fetch, str(tmp_path / "ca.pem"), "--user", "you"],
+            "refused the login (401)": [*fetch, str(tmp_path / "ca.pem"), "--user", "you"],
         }
         for words, command in wrong.items():
             assert main(command) == 2
@@ -194,7 +194,7 @@ def test_certificates_are_verified_and_tokens_sent(tmp_path):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = f"https://127.0.0.1:{server.server_port}/dicom-web"
         assert DicomwebStore(address, token="word", certificate=tmp_path / "ca.pem").list_series() == []
-        with pytest.raises(UserError, match="does not let you in"):
+        with pytest.raises(UserError, match="refused the login"):
             DicomwebStore(address, certificate=tmp_path / "ca.pem").list_series()
         with pytest.raises(UserError, match="cannot be verified"):
             DicomwebStore(address, token="word").list_series()
@@ -212,7 +212,7 @@ def test_a_server_that_knows_no_pages_is_asked_only_twice():
             threading.Thread(target=server.serve_forever, daemon=True).start()
             store = DicomwebStore(f"http://127.0.0.1:{server.server_port}", token="word")
             if found is None:
-                with pytest.raises(UserError, match="does not answer as DICOMweb does"):
+                with pytest.raises(UserError, match="does not answer as a DICOMweb service"):
                     store.list_series()
             else:
                 assert [one.series for one in store.list_series()] == found

@@ -236,7 +236,7 @@ def test_overlapping_segments_are_refused(cohort, tmp_path):
 
 def test_an_image_that_changed_is_not_accepted(cohort, tmp_path):
     save(tmp_path / "images" / "a.nii.gz", image_of(truth(0), 99))
-    with pytest.raises(UserError, match="has changed since it came into the cohort"):
+    with pytest.raises(UserError, match="has changed since it was added to the cohort"):
         accept(cohort, "a", truth(0))
     (tmp_path / "images" / "b.nii.gz").unlink()
     with pytest.raises(UserError, match="samfinetune cohort locate"):

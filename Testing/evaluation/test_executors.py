@@ -25,5 +25,5 @@ def test_a_scheduler_that_ends_is_one_sentence():
         results = executors.dask(cluster.scheduler_address)(do_or_end, jobs)
         next(results)
         cluster.close()
-        with pytest.raises(UserError, match="scheduler does not answer any more"):
+        with pytest.raises(UserError, match="scheduler no longer answers"):
             list(results)

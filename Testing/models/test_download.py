@@ -142,7 +142,7 @@ def test_xxh128_is_checked_where_xxhash_is_installed(server, tmp_path, monkeypat
 
 @pytest.mark.parametrize("code, sentence", [
     (404, "has no file at http.*HTTP 404.*samfinetune models import"),
-    (403, "does not let this computer have the file.*HTTP 403"),
+    (403, "refuses this computer the file.*HTTP 403"),
     (418, "refused the download with HTTP 418"),
 ])
 def test_refusals_are_sentences_and_are_not_repeated(server, tmp_path, code, sentence):

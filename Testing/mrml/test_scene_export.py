@@ -150,7 +150,7 @@ def test_what_another_volumes_grid_cannot_hold_is_said_with_numbers(slicer_scene
     sizes = [masks["first"].sum(), 4 * np.count_nonzero(found.labels)]
     before, after = (size * abs(np.linalg.det(volume.affine[:3, :3])) / 1000 for size in sizes)
     assert found.notes == (
-        "Segment “first” has other voxels than the volume and was resampled: "
+        "Segment “first” has another voxel grid than the volume and was resampled: "
         f"{before:.2f} mL became {after:.2f} mL.",
     )
 
@@ -207,7 +207,7 @@ def test_what_cannot_be_exported_is_said(slicer_scene, volume, tmp_path):
         ((tmp_path / "x.nii.gz", None, volume_node), "no segmentation"),
         ((tmp_path / "x.nii.gz", segmentation_node, None), "no volume"),
         ((tmp_path / "x.nii.gz", empty, volume_node), "no segment"),
-        ((tmp_path / "x.nii.gz", segmentation_node, volume_node, ["gone"]), "no longer there"),
+        ((tmp_path / "x.nii.gz", segmentation_node, volume_node, ["gone"]), "no longer exist"),
         ((tmp_path / "x.png", segmentation_node, volume_node), "ending"),
         ((tmp_path / "x.dcm", segmentation_node, volume_node), "not from one"),
         ((tmp_path / "x.dcm", segmentation_node, volume_node, None, series), "resampled or cropped"),

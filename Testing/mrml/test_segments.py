@@ -183,7 +183,7 @@ def test_a_segment_that_is_gone_is_a_sentence(bench):
     plane = bench.plane()
     bench.writer.write("first", plane, np.ones(plane.shape, bool))
     bench.segmentation.RemoveSegment("first")
-    with pytest.raises(UserError, match="no longer there"):
+    with pytest.raises(UserError, match="no longer exist"):
         bench.writer.write("first", plane, np.ones(plane.shape, bool))
     assert not bench.writer.write("first", plane, None)
     assert bench.writer.masks() == ()

@@ -195,7 +195,7 @@ def test_what_is_accepted_without_a_connection_is_sent_later(department, cohort)
     np.save(path, labels())
     work.put("accept", number, case=key, by="me", seconds=None, prompts=None)
     told: list[dict] = []
-    wait(lambda: told.extend(work.poll()) or any("waits on this computer" in one.get("problem", "") for one in told))
+    wait(lambda: told.extend(work.poll()) or any("wait on this computer" in one.get("problem", "") for one in told))
     work.kill()
     wait(lambda: not work.is_running)
     assert path.exists() and cohort.state.case(key).state == "untouched"
@@ -405,7 +405,7 @@ def test_labels_that_are_not_of_the_image_are_refused(department, cohort):
         ({**good, "cohort": "../liver"}, "no cohort"),
         ({**good, "what": "create"}, "does not know"),
         ({"what": "open", "by": ""}, "letters and digits"),
-        ({"what": "keep"}, "did not work"),
+        ({"what": "keep"}, "This failed"),
     ]
     for number, (values, text) in enumerate(wrong, start=1):
         told = piece(department, number=number, **values)

@@ -156,7 +156,7 @@ def test_silence_is_a_sentence_and_never_blocks(remote, monkeypatch):
     monkeypatch.setattr(http_link, "_SILENCE_SECONDS", 0.5)
     with answering(b"", hang_up=False) as port:
         host = remote(port)
-        assert "does not answer any more" in sentence_of_failure(host)
+        assert "no longer answers" in sentence_of_failure(host)
         assert host.longest < LONGEST_PUMP
 
 

@@ -187,5 +187,5 @@ def test_cases_without_names_come_back_as_they_were(tmp_path):
         by_name = {name: value for value, name in meaning.names.items()}
         assert ((found == by_name["liver"]) == (labels > 0)).all()
         assert (found == by_name["air"])[:2][labels[:2] == 0].all()
-    with pytest.raises(UserError, match="no longer there"):
+    with pytest.raises(UserError, match="no longer exist"):
         read_cases(tmp_path / CASES)

@@ -74,7 +74,7 @@ def test_a_cohort_from_a_pacs_and_its_labels_back(server, desktop, tmp_path):
     ui = pacs.ui
     ui.passwordEdit.text = "wrong"
     pacs.press(ui.listButton)
-    assert "does not let you in (401); check the user and the password" in ui.statusLabel.text
+    assert "refused the login (401); check the user and the password" in ui.statusLabel.text
     assert not ui.goButton.enabled
     ui.passwordEdit.text = "secret"
     pacs.press(ui.listButton)
@@ -126,7 +126,7 @@ def test_a_killed_fetch_is_one_sentence_and_goes_on(server, desktop, tmp_path):
             process.kill()
             psutil.wait_procs([process])
     pacs.wait()
-    assert "could not be asked" in pacs.ui.statusLabel.text
+    assert "could not be reached" in pacs.ui.statusLabel.text
     before = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("scans/**/*.dcm")}
     assert 3 < len(before) < 2 * _IMAGES
     pacs.press(pacs.ui.goButton)
@@ -142,7 +142,7 @@ def test_stop_and_an_address_that_does_not_answer(server, desktop, tmp_path):
     desktop.wait(lambda: len([*tmp_path.glob("scans/.*/*.dcm")]) > 1)
     pacs.ui.stopButton.click()
     pacs.wait()
-    assert pacs.ui.statusLabel.text == "Stopped; Fetch goes on with what is missing." and pacs.ui.goButton.enabled
+    assert pacs.ui.statusLabel.text == "Stopped; Fetch continues with the missing series." and pacs.ui.goButton.enabled
     pacs.ui.addressEdit.text = "http://pacs.hospital/dicom-web"
     assert "without encryption" in pacs.ui.statusLabel.text
     pacs.ui.addressEdit.text = "http://127.0.0.1:1/dicom-web"
@@ -182,7 +182,7 @@ def test_over_tls_with_a_token(server, encrypted, desktop, tmp_path):
     for user, secret in (("", "another"), ("", ""), ("me", "secret")):  # this server does not know users
         ui.userEdit.text, ui.passwordEdit.text = user, secret
         pacs.press(ui.listButton)
-        assert "does not let you in (401)" in ui.statusLabel.text
+        assert "refused the login (401)" in ui.statusLabel.text
     ui.userEdit.text, ui.passwordEdit.text = "", "word"
     pacs.press(ui.listButton)
     pacs.press(ui.goButton)

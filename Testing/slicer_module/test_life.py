@@ -474,7 +474,7 @@ def test_a_volume_put_aside_is_not_exchanged_for_another_one_behind_the_users_ba
     work.node.SetAndObserveTransformNodeID(transform.GetID())
     work.desktop.wait(lambda: work.session.volume_node is None)
     work.desktop.pass_time(1.0)
-    assert work.session.volume_node is None and any("put aside" in text for text in work.desktop.messages())
+    assert work.session.volume_node is None and any("deselected" in text for text in work.desktop.messages())
     work.node.SetAndObserveTransformNodeID(None)
     work.desktop.wait(lambda: work.session.volume_node is work.node)
     assert len(work.session.prompts) == 1

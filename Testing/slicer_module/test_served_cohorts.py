@@ -149,7 +149,7 @@ def test_what_is_accepted_while_the_server_is_away_arrives_later(work):
     work.mend()
     work.department.kill()
     work.accept()
-    work.desktop.wait(lambda: "waits on this computer" in work.ui.workLabel.text)
+    work.desktop.wait(lambda: "wait on this computer" in work.ui.workLabel.text)
     assert work.case("scan0").state == "proposed"
     queue = work.tab.review.work
     slicer.app.aboutToQuit.emit()

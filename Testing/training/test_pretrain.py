@@ -111,7 +111,7 @@ def test_another_versions_checkpoint_and_another_seed_are_refused_in_one_sentenc
     with pytest.raises(UserError, match="has another seed; give the same again"):
         train(tmp_path, steps=2, seed=6, resume=True)
     torch.save({"model": {}, "step": 7}, tmp_path / pretrain.CHECKPOINT_NAME)
-    with pytest.raises(UserError, match="begun by another version of SAMFineTune"):
+    with pytest.raises(UserError, match="started by another version of SAMFineTune"):
         train(tmp_path, steps=2, resume=True)
 
 

@@ -116,7 +116,7 @@ def test_shots_test_the_adapter_itself_and_a_cancelled_run_goes_on(cases, tmp_pa
     state = working_folder(tmp_path / "a") / "run.json"
     written = state.read_text()
     state.write_text(json.dumps({**json.loads(written), "format": 2}))
-    with pytest.raises(UserError, match="begun by another version of SAMFineTune"):
+    with pytest.raises(UserError, match="started by another version of SAMFineTune"):
         fine_tune(cases, tmp_path / "a", Store().get(), settings, resume=True)
     state.write_text(written)
     worked = working_folder(tmp_path / "a") / "seconds.json"

@@ -76,7 +76,7 @@ def read_adapter_folder(path: str | Path) -> AdapterFolder:
     if not (path / CARD).is_file():
         raise UserError(_no_adapter(path))
     try:
-        content = loaded((path / CARD).read_text(encoding="utf-8"), parse_constant=lambda _: None)  # NaN is none
+        content = loaded((path / CARD).read_text(encoding="utf-8"), parse_constant=lambda _: None)
     except (OSError, ValueError) as error:
         raise UserError(f"{path / CARD} cannot be read ({error}): use another copy of the adapter.") from error
     card = Card.from_dict(content, str(path / CARD))
@@ -108,7 +108,7 @@ def write_adapter_folder(
         config: PEFT's configuration.
         tensors: content of the weights' file, in the format safetensors.
         class_head: the same of the class head, None without one.
-        card: what the adapter is; its `files` are replaced.
+        card: the adapter's card; its `files` are replaced.
 
     Returns:
         The card with the files' digests.
@@ -134,7 +134,7 @@ def write_card(folder: Path, card: Card) -> None:
 
 
 def _about(folder: Path, card: Card) -> dict[str, bytes]:
-    """The files of a card; the one without which there is no adapter comes last."""
+    """The files of a card; the one that makes a folder an adapter comes last."""
     return {CARD_TEXT: as_markdown(card, folder.resolve().name).encode(), CARD: _json(card.to_dict())}
 
 
@@ -145,7 +145,7 @@ def _write_all(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 def _no_adapter(path: Path) -> str:
-    """The sentence about a path that is not an adapter's folder: what it is, and what to do."""
+    """The sentence about a path that is not an adapter's folder: what it is instead, and what to do."""
     if not path.exists():
         return f"There is no adapter folder {path}."
     if path.is_file():
@@ -161,8 +161,8 @@ def _no_adapter(path: Path) -> str:
         return (f"The folder {path} has no {CARD}, without which its base is not known: choose a folder that "
                 "`samfinetune train` wrote.")  # fmt: skip
     if (path / "run.json").is_file():
-        return (f"{path} holds an unfinished training, not an adapter: go on with the same `samfinetune train` command "
-                "and --resume.")  # fmt: skip
+        return (f"{path} holds an unfinished training, not an adapter: continue with the same `samfinetune train` "
+                "command and --resume.")  # fmt: skip
     if inside := sorted(file.parent.name for file in path.glob(f"*/{CARD}")):
         return f"{path} is not an adapter, but holds {', '.join(inside)}: give one of those folders."
     if any(file.suffix.lower() in (".pth", ".pt", ".safetensors") for file in path.iterdir()):
@@ -185,7 +185,7 @@ def is_base(adapter: AdapterFolder, model: ModelFolder) -> bool:
 
 
 def require_base(adapter: AdapterFolder, base: ModelFolder) -> None:
-    """UserError when an adapter was trained on another model."""
+    """Raise UserError when an adapter was trained on another model."""
     if is_base(adapter, base):
         return
     card = adapter.card

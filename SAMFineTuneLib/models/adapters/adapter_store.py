@@ -32,7 +32,7 @@ class AdapterStore(FolderStore[AdapterFolder]):
         raise UserError(f"There is no adapter {name!r}; the adapters on this computer are: {here}.")
 
     def stamp(self, name: str) -> str:
-        """A text that changes with the adapter of that name; empty when there is none."""
+        """A text that changes whenever the adapter of that name does; empty without one."""
         try:
             return hashlib.sha256((self.folder / name / CARD).read_bytes()).hexdigest() if is_plain(name) else ""
         except OSError:
@@ -46,7 +46,7 @@ class AdapterStore(FolderStore[AdapterFolder]):
         return read_adapter_folder(path)
 
     def check_new(self, name: str) -> None:
-        """UserError when an adapter cannot be added under that name."""
+        """Raise UserError when an adapter cannot be added under that name."""
         if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", name):
             raise UserError(f"{name!r} cannot be an adapter's name: use letters, digits, '-', '_' and '.'.")
         super().check_new(name)

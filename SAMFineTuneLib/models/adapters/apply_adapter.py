@@ -20,7 +20,7 @@ from SAMFineTuneLib.typed_json import loaded
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-PEFT_PREFIX = "base_model.model."  # begins every tensor's name in PEFT's files
+PEFT_PREFIX = "base_model.model."  # prefix of every tensor's name in PEFT's files
 CLASS_HEAD_MODULE = "mask_decoder.class_head"
 LORA = re.compile(r"(.+)\.lora_([AB])\.weight")
 
@@ -78,7 +78,8 @@ def _lora_config(adapter: AdapterFolder) -> dict[str, Any]:
             raise ValueError("its rank or alpha is not a positive number")
         return config
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError, re.error) as error:
-        raise UserError(f"{adapter.path / CONFIG} is not the LoRA it should be ({error}): use another copy.") from error
+        raise UserError(f"{adapter.path / CONFIG} is not a valid LoRA configuration ({error}): use another "
+                        "copy.") from error
 
 
 def _scale(config: Mapping[str, Any], layer: str) -> float:
@@ -126,7 +127,7 @@ def put_tensors(network: nn.Module, tensors: Mapping[str, Tensor], adapter: str)
 
 
 def copy_tensor(target: Tensor, value: Tensor, name: str, adapter: str) -> None:
-    """Copy a tensor of an adapter's file into the network; UserError, which names both, when shapes or kinds differ."""
+    """Copy a tensor of an adapter's file into the network; UserError, naming both, when shapes or types differ."""
     import torch
 
     if target.shape != value.shape:

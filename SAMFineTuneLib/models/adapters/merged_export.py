@@ -27,7 +27,7 @@ def export_adapter(adapter: AdapterFolder, base: ModelFolder) -> ModelFolder:
     folder = adapter.path / ONNX
     with staged_folder(folder, [file for file in folder.glob("*") if file.is_file()]) as building:
         export_merged(adapter, base, building, base.spec.id)
-        (folder / SPEC_FILE).unlink(missing_ok=True)  # with it gone, nobody takes old and new files for one export
+        (folder / SPEC_FILE).unlink(missing_ok=True)  # first, so that nobody takes old and new for one export
     return read_model_folder(folder)
 
 
@@ -75,7 +75,7 @@ def export_merged(
     """Write a base with an adapter in it as ONNX graphs: a model that any computer can import.
 
     Args:
-        adapter: what goes into the base.
+        adapter: the adapter to merge.
         base: the model that it was trained on, with PyTorch weights.
         folder: new.
         model_id: of the new model.
@@ -104,7 +104,7 @@ def add_merged(adapter: AdapterFolder, base: ModelFolder, store: Store, model_id
     """Install a base with an adapter in it as a model of its own, to run or to fine-tune further.
 
     Args:
-        adapter: what goes into the base.
+        adapter: the adapter to merge.
         base: the model that it was trained on, with PyTorch weights.
         store: that gets the model.
         model_id: of the new model.

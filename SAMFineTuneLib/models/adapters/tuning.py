@@ -1,8 +1,8 @@
 """Attaches LoRA, Adapters or whole weights to a network for training, and saves the result.
 
-The mask decoder alone is trained, or the image encoder too. `attach` prepares a network, `save_adapter` saves what was
-trained, `apply_adapter` puts it into a network. PyTorch and PEFT are imported inside the functions; only training LoRA
-needs PEFT.
+The mask decoder alone is trained, or the image encoder too. `attach` prepares a network, `save_adapter` saves the
+trained tensors, `apply_adapter` puts them into a network. PyTorch and PEFT are imported inside the functions; only
+training LoRA needs PEFT.
 
 After Gu et al., "How to build the best medical image segmentation algorithm using foundation models" (2024), but
 freshly attached modules change nothing, and only trained tensors are saved.

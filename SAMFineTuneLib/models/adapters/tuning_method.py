@@ -47,7 +47,7 @@ class Method:
 
 
 def _problem(method: Method) -> str | None:
-    """What is wrong with a method, as a sentence."""
+    """The first wrong value of a method, as a sentence."""
     for name, allowed in (("method", METHODS), ("scope", SCOPES)):
         if getattr(method, name) not in allowed:
             return f"Unknown {name} {getattr(method, name)!r}; choose one of {', '.join(allowed)}."

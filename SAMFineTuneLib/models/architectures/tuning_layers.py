@@ -184,7 +184,7 @@ def add_bottlenecks_of(network: nn.Module, state: Mapping[str, Tensor]) -> None:
             try:
                 _host(network, match[1], match[2], width, hidden)
             except AttributeError:
-                raise UserError(f"the Adapter {match[2]} belongs to {match[1]}, which is not there.") from None
+                raise UserError(f"the Adapter {match[2]} belongs to {match[1]}, which does not exist.") from None
 
 
 def bottlenecks(network: nn.Module) -> list[str]:

@@ -1,4 +1,4 @@
-"""Downloads one file over HTTP: resumed after a break, verified before it appears, one sentence when it fails.
+"""Downloads one file over HTTP: resumes after a break, verifies it before it appears, fails with one sentence.
 
 Own code on the standard library: pooch does not resume and loads requests, huggingface_hub knows its own site only, and
 neither explains proxies, certificates and full disks. `http` has the connection and the sentences about its failures.
@@ -29,7 +29,7 @@ from SAMFineTuneLib.process_lock import ProcessLock
 from SAMFineTuneLib.typed_json import loaded
 from SAMFineTuneLib.wording import readable_size
 
-Progress = Callable[[int, "int | None"], None]  # bytes here so far, bytes in all (None when not known)
+Progress = Callable[[int, "int | None"], None]  # bytes so far, bytes in all (None when unknown)
 
 _BLOCK = 1 << 18
 _SPARE = 64 << 20  # bytes of disk to leave free
@@ -128,7 +128,7 @@ def _connect(transfer: _Transfer, opener: urllib.request.OpenerDirector) -> None
     url, partial = transfer.url, transfer.partial
     here, validator = _resumable(partial, url)
     if not (validator or transfer.digests):
-        here = 0  # nothing could tell whether the rest belongs to the same version
+        here = 0  # nothing could show whether the rest belongs to the same version
     headers = {"User-Agent": f"samfinetune/{__version__}", "Accept-Encoding": "identity"}
     if here:
         headers |= {"Range": f"bytes={here}-"} | ({"If-Range": validator} if validator else {})

@@ -79,10 +79,10 @@ def refusal(url: str, error: urllib.error.HTTPError) -> Exception:
         return UserError(f"{host(url)} has no file at {url} (HTTP {error.code}); find its new place on the "
                          "model's page and import the file with `samfinetune models import`.")
     if error.code in (401, 403):
-        return UserError(f"{host(url)} does not let this computer have the file (HTTP {error.code}); "
+        return UserError(f"{host(url)} refuses this computer the file (HTTP {error.code}); "
                          "get it in a browser and import it with `samfinetune models import`.")
     if error.code // 100 == 3:
-        return UserError(f"{host(url)} sends on to an address that is not safe to follow (HTTP {error.code}); "
+        return UserError(f"{host(url)} redirects to an address that is not safe to follow (HTTP {error.code}); "
                          "get the file in a browser and import it with `samfinetune models import`.")
     return UserError(f"{host(url)} refused the download with HTTP {error.code} {error.reason}.")
 

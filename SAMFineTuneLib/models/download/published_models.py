@@ -16,7 +16,7 @@ from SAMFineTuneLib.models.store import Store
 
 
 def check_possible(store: Store, entry: PublishedModel) -> None:
-    """UserError when a download could not lead to a usable model; call it before downloading."""
+    """Raise UserError when a download could not lead to a usable model; call it before downloading."""
     store.check_new(entry.id)
     if not entry.downloadable:
         raise UserError(f"{entry.name} cannot be downloaded by this program. {entry.how_to_get} "
@@ -33,13 +33,13 @@ def fetch(store: Store, entry: PublishedModel, progress: Progress | None = None)
     Args:
         store: that gets the model.
         entry: from `manifest.known_models`.
-        progress: told about the download.
+        progress: called with bytes so far and in all.
 
     Returns:
         The model, and what was checked and recognised, a line each.
 
     Raises:
-        UserError: when no address has the file, or the file is another.
+        UserError: when no address has the file, or it is a different file.
     """
     check_possible(store, entry)
     file = _place(store, entry)

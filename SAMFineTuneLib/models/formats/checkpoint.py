@@ -39,7 +39,8 @@ def read_checkpoint(path: str | Path) -> Any:
     if head.lstrip()[:1] == b"<" and re.search(rb"<(!doctype|html|head|\?xml)", head, re.IGNORECASE):
         raise UserError(f"{path} is a web page, not a checkpoint: the download failed, get the file again.")
     if head.startswith(b"version https://git-lfs"):
-        raise UserError(f"{path} stands for a file that Git LFS has not fetched: run “git lfs pull” where it is from.")
+        raise UserError(f"{path} is a pointer to a file that Git LFS has not fetched: run “git lfs pull” in its "
+                        "repository.")
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < max(size, 1 << 27):
         return _read_safetensors(path)
     if head[:4] == b"PK\x03\x04":
@@ -51,7 +52,7 @@ def read_checkpoint(path: str | Path) -> Any:
 
 
 def require_undamaged(path: str | Path) -> None:
-    """UserError where a PyTorch file differs from its own checksums, which PyTorch does not compare."""
+    """Raise UserError if a PyTorch file differs from its own checksums, which PyTorch does not compare."""
     if not zipfile.is_zipfile(path):
         return
     with zipfile.ZipFile(path) as archive:
@@ -61,7 +62,7 @@ def require_undamaged(path: str | Path) -> None:
                     while file.read(1 << 20):
                         pass
             except zipfile.BadZipFile as error:
-                if entry.CRC:  # PyTorch writes 0 where it is told to write no checksums
+                if entry.CRC:  # PyTorch writes 0 when asked to write no checksums
                     raise UserError(f"{path} is damaged in {entry.filename}: download it again.") from error
 
 
@@ -80,7 +81,7 @@ def _read_torch(path: Path) -> Any:
     torch = require_safe_torch(path)
     try:
         with _harmless_globals(torch), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about old pickles; errors are raised all the same
+            warnings.simplefilter("ignore")  # about old pickles; errors are still raised
             with open(path, "rb") as file:  # not by its name, which may end like another format's
                 return torch.load(file, map_location="cpu", weights_only=True)
     except MemoryError:
@@ -105,7 +106,7 @@ def _harmless_globals(torch: Any) -> contextlib.AbstractContextManager:
 
 
 def load_own_checkpoint(path: Path) -> Any:
-    """Read what a training of this program saved with `torch.save`.
+    """Read a file that a training of this program saved with `torch.save`.
 
     Raises:
         UserError: when this PyTorch could run code in the file. Its own errors about damaged files pass through.

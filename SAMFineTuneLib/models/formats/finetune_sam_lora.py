@@ -1,4 +1,4 @@
-"""Merges finetune-SAM's LoRA tensors into the weights they adapt.
+"""Merges finetune-SAM's LoRA tensors into the weights that they adapt.
 
 The authors add `linear_b(linear_a(x))` to the first and the last `width` outputs of `attn.qkv`, and `w_b(w_a(x))` to
 `q_proj` and `v_proj` of the mask decoder, with scale 1. Both are linear, so adding `B @ A` to the weight is

@@ -82,8 +82,9 @@ def examine(
     findings = (*recognition.summary().splitlines(), *notes, preparation)
     if entry:
         return ImportProposal(spec, sources, findings, f"{entry.licence}. {entry.licence_note}", entry.ask_terms)
-    # Only of an encoder the terms are asked: it was pre-trained by others; an unpublished complete file is the user's.
-    return ImportProposal(spec, sources, findings, "not known; ask whoever made the file." if base else "", bool(base))
+    # The user confirms the terms of an encoder alone, which others have pre-trained; an unpublished complete file is
+    # the user's.
+    return ImportProposal(spec, sources, findings, "not known; ask the file's authors." if base else "", bool(base))
 
 
 def _examine_folder(path: Path, model_id: str | None) -> ImportProposal:
@@ -94,7 +95,7 @@ def _examine_folder(path: Path, model_id: str | None) -> ImportProposal:
     unchecked = ", ".join(sorted(names - spec.sha256.keys()))
     findings = (
         f"a model folder with {', '.join(spec.files)}",
-        f"its {SPEC_FILE} has no digest of {unchecked}" if unchecked else f"every file is the one {SPEC_FILE} means",
+        f"its {SPEC_FILE} has no digest of {unchecked}" if unchecked else f"every file has the digest in {SPEC_FILE}",
     )
     sources = {name: path / name for name in names}
     return ImportProposal(spec, sources, findings, spec.licence and f"{spec.licence}.", ask_terms=False)

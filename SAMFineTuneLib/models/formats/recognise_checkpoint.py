@@ -87,7 +87,7 @@ class Recognition:
         return bool(self.matched) and all(name.startswith("image_encoder.") for name in self.matched)
 
     def require_fit(self) -> None:
-        """UserError naming the tensors unless the file is complete and all its values are finite."""
+        """Raise UserError naming the tensors unless the file is complete and all its values are finite."""
         if not self.problems:
             import torch
 
@@ -122,7 +122,7 @@ class Recognition:
         return fields
 
     def summary(self) -> str:
-        """A few lines for users: what the file is, which tensors match, which are not used."""
+        """A few lines for users: the kind of file, the tensors that match, and those that are not used."""
         lines = [f"{ARCHITECTURES[self.architecture]}, input {self.input_size} x {self.input_size} pixels"]
         if self.wrapper or self.prefix:
             lines.append(f"wrapped in {self.wrapper!r}, names begin with {self.prefix!r}")
@@ -142,13 +142,13 @@ def recognise(path: str | Path, base: str | Path | None = None) -> Recognition:
         base: a complete checkpoint, whose prompt encoder and mask decoder complete a file with an image encoder only.
 
     Returns:
-        What the file is. `problems` says what does not fit; `require_fit` raises it.
+        The recognised file. `problems` says what does not fit; `require_fit` raises it.
 
     Raises:
         UserError: when the file is not a known kind of checkpoint.
     """
     path = Path(path)
-    wrapper, tensors, others = unwrap(read_checkpoint(path), path)  # says so where PyTorch is missing
+    wrapper, tensors, others = unwrap(read_checkpoint(path), path)  # raises a sentence if PyTorch is missing
     from torch import nn
 
     prefix, state = _plain_names(tensors, path)
@@ -244,7 +244,7 @@ def _plain_names(tensors: Mapping[str, Tensor], path: Path) -> tuple[str, dict[s
 
 
 def _require_weights(state: Mapping[str, Tensor], path: Path) -> None:
-    """UserError for tensors that are quantised, counts, complex, sparse, or without values."""
+    """Raise UserError for tensors that are quantised, counts, complex, sparse, or without values."""
     import torch
 
     kinds = (torch.float16, torch.bfloat16, torch.float32, torch.float64)

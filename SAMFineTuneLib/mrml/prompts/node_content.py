@@ -98,7 +98,7 @@ def read_node(node, volume: Volume) -> Iterator[MarkedPrompt]:
         at = np.mean(markup.points, axis=0)
         with suppress(UserError):  # it was dragged out of the volume, which `PromptSync` reports
             view = parallel_view(view, at, volume)
-        with suppress(UserError):  # the markup is not complete, as a lasso of two points
+        with suppress(UserError):  # the markup is incomplete, for example a lasso of two points
             prompt = kind.from_markup(markup, plane_at(view, at, volume))
             yield MarkedPrompt(number, segment_of(node), prompt, view, node.GetID(), key)
 
@@ -122,7 +122,7 @@ def is_collapsed(node) -> bool:
 
 
 def turn_inside_in(node) -> bool:
-    """Make a box that the user has turned inside out an ordinary one again; returns whether it was such a box."""
+    """Turn back a box that the user has turned inside out; returns whether it was one."""
     if not is_roi(node) or not node.GetInsideOut():
         return False
     node.InsideOutOff()

@@ -58,7 +58,8 @@ class Placing:
 
     @property
     def list_is_gone(self) -> bool:
-        """Whether the list that receives the clicks was deleted, as with its segment; `start` makes another."""
+        """Whether the list that receives the clicks was deleted, for example with its segment; `start` makes another.
+        """
         return self.kind is not None and (self.node is None or self.node.GetScene() is None)
 
     @property

@@ -146,7 +146,7 @@ def _normal(slice_node) -> np.ndarray:
 
 
 def _only_in(display, view_ids) -> None:
-    """Show it in these views, in all when there are none."""
+    """Show it in these views only, or in all views when the list is empty."""
     now = [display.GetNthViewNodeID(number) for number in range(display.GetNumberOfViewNodeIDs())]
     if now != view_ids:
         was_modifying = display.StartModify()
@@ -157,7 +157,7 @@ def _only_in(display, view_ids) -> None:
 
 
 def _change(display, **values) -> None:
-    """Set properties that have another value: every change draws the views again."""
+    """Set only the properties whose value differs, because every change draws the views again."""
     for name, value in values.items():
         now, parts = getattr(display, "Get" + name)(), value if isinstance(value, tuple) else (value,)
         # not `np.allclose`: this is asked some twenty times at every click

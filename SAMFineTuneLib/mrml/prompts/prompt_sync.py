@@ -72,7 +72,7 @@ class PromptSync:
     # ---- nodes to session
 
     def expect(self, prompts: Sequence[PromptInfo]) -> None:
-        """Take these as what the session starts with; `reconcile` sends to it what differs in the nodes."""
+        """Start from these prompts of the session; `reconcile` sends it what differs in the nodes."""
         for info in prompts:
             segment_id = self._table.id_of(info.segment)
             said = MarkedPrompt(info.number, segment_id, info.prompt, info.view, "", "")
@@ -96,8 +96,7 @@ class PromptSync:
 
     @contextmanager
     def own_writes(self) -> Iterator[None]:
-        """Changes to the nodes that say nothing new, so that nodes are read once for what the user does, not again for
-        what is written in answer to it."""
+        """Write to the nodes without marking them as changed: they need not be read again for what was just written."""
         dirty = self.dirty
         try:
             yield
@@ -126,7 +125,7 @@ class PromptSync:
         self.placed_on.clear()
         if homeless:
             name = self.nodes.segmentation_node.GetName()
-            self._tell(Failed(f"{counted(homeless, 'prompt')} went, because “{name}” no longer has their segments."))
+            self._tell(Failed(f"Deleted {counted(homeless, 'prompt')}, because “{name}” no longer has their segments."))
         return bool(told or added)
 
     def add(self, segment_id: str, prompt: Prompt, view: View) -> int:
@@ -209,7 +208,7 @@ class PromptSync:
         if node is None or not is_collapsed(node):
             return False
         self.nodes.write(number, given.segment_id, given.prompt, given.view, self.volume)
-        self._tell(Failed("The box had no area left and is as it was before; delete it in the list of prompts."))
+        self._tell(Failed("The box had no area left and was restored; to delete it, use the list of prompts."))
         return True
 
     def _say_when_hidden(self, segment_id: str) -> None:
@@ -220,7 +219,7 @@ class PromptSync:
         elif segment_id not in self._unseen:
             self._unseen.add(segment_id)
             name = self._table.segmentation.GetSegment(segment_id).GetName()
-            self._tell(Notice(f"The segment “{name}” is hidden and changes unseen: open its eye among the segments."))
+            self._tell(Notice(f"The segment “{name}” is hidden, so you cannot see it change: show it again."))
 
     def _check(self, segment_id: str, prompt: Prompt, view: View) -> None:
         """Raise UserError for a prompt that the session would refuse, sooner than the worker could report it."""

@@ -61,7 +61,7 @@ class Grid:
         return Volume(np.broadcast_to(np.uint8(0), self.shape), affine)
 
     def to_dict(self) -> dict:
-        """Its entry in the record that a scene stores."""
+        """The grid as stored in a scene's record."""
         return {"matrix": self.affine.tolist(), "start": [0, 0, 0], "shape": list(self.shape)}
 
     @classmethod
@@ -90,7 +90,7 @@ def require_editable(segmentation_node) -> None:
                 f"“{segmentation_node.GetName()}” stores its segments as {segmentation.GetSourceRepresentationName()}: "
                 "make Binary labelmap their source representation in the Segmentations module, or choose another one."
             )
-        segmentation.SetSourceRepresentationName(BINARY)  # there is nothing to lose
+        segmentation.SetSourceRepresentationName(BINARY)  # an empty segmentation has nothing to lose
     require_linear(segmentation_node)
 
 
@@ -266,7 +266,7 @@ def geometry(affine: np.ndarray, shape: tuple[int, int, int]):
 
 
 def new_labelmap(like, extent: np.ndarray, dtype: np.dtype):
-    """A labelmap of 0.
+    """A labelmap filled with 0.
 
     Args:
         like: the labelmap whose voxels it has.
@@ -290,8 +290,8 @@ def new_labelmap(like, extent: np.ndarray, dtype: np.dtype):
 
 
 def refresh_surface(segmentation, grid: Grid, segment_id: str) -> set[str]:
-    """Make the surface of a segment anew. With joint smoothing also those of segments that share its labelmap, because
-    their surfaces depend on each other. Returns the segments whose surfaces are new.
+    """Rebuild the surface of a segment, and with joint smoothing also those of segments that share its labelmap,
+    because their surfaces depend on each other. Returns the segments whose surfaces were rebuilt.
 
     Slicer converts with the segmentation's settings. Converting within the segmentation would rebuild all segments over
     the whole grid; here a copy of the part that the segments fill is converted in a temporary segmentation.

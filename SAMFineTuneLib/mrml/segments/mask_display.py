@@ -24,7 +24,7 @@ _OPACITY = 0.35  # of found objects
 
 
 class MaskDisplay:
-    """The masks of one segmentation: those that wait to be written, and those that are."""
+    """The masks of one segmentation: those waiting to be written, and those already written."""
 
     def __init__(
         self,
@@ -35,7 +35,7 @@ class MaskDisplay:
     ):
         self.writer = writer
         self.stored = True
-        """Whether what is written is stored in the scene, too; set by whoever stores it."""
+        """Whether the written masks are also stored in the scene; set by the code that stores them."""
         self._table, self._tell, self._clock = table, tell, clock
         self._waiting: dict[tuple[int, str], MaskChanged] = {}
         self._last = clock()
@@ -92,7 +92,7 @@ class MaskDisplay:
                     self.stored = False
 
     def forget_gone(self, segment_ids: list[str]) -> None:
-        """Forget the masks of segments that were removed together with their voxels."""
+        """Forget the masks of segments whose voxels were removed with them."""
         for segment_id in segment_ids:
             self.writer.forget(segment_id)
             self.stored = False
@@ -103,9 +103,9 @@ class MaskDisplay:
         return self._unchecked or self.writer.edits_to_notice or self.writer.to_verify
 
     def check(self, told: Mapping[tuple[int, str], Shown], end: float) -> bool:
-        """Whether the segments hold the masks `told` by the session, as far as there is time to look until `end`.
-        Voxels that the user has drawn over since do not count. Call it when no mask waits and the segmentation can be
-        edited.
+        """Whether the segments hold the masks that the session sent (`told`), as far as there is time to check until
+        `end`. Voxels that the user has drawn over since do not count. Call it when no mask waits and the segmentation
+        can be edited.
         """
 
         def late() -> bool:

@@ -1,4 +1,4 @@
-"""Where the Segment Editor lets a segment be painted, and what it may paint over.
+"""Where the Segment Editor allows a segment to be painted, and what it may paint over.
 
 These are the rules of vtkSlicerSegmentEditorLogic::ModifySegmentByLabelmap, for a few voxels instead of labelmaps. One
 difference is deliberate: where visible segments may be overwritten, all of them are. Slicer 5.12 leaves out those that
@@ -43,7 +43,7 @@ class Rules:
 
 
 def editing_rules(segment: str, segmentation_node, editor_node) -> Rules:
-    """Where the Segment Editor lets a segment be changed.
+    """Where the Segment Editor allows a segment to be changed.
 
     Args:
         segment: id of the segment.

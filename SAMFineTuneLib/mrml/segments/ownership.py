@@ -1,12 +1,12 @@
 """Which mask owns which voxels of which segment, so that a mask can be removed without a trace.
 
-An owner is one segment's mask on one plane. What it may have is decided once, when the mask is new: the voxels it
-gets, and which of them it takes from which segment. Owners lie over what the segments held before, in the order in
-which they were made, and each records what it changed. The segments without them can therefore be worked out at any
-time: `Owners.restore` takes all of them off, `Owners.write` puts others back. Neither what an owner may have nor its
-place in the order ever changes, so the same owners over the same ground are the same voxels, in whatever order they
-are written: a mask that comes back after an undo changes no other segment. This module does not use labelmaps:
-membership is read and returned as boolean arrays.
+An owner is one segment's mask on one plane. Its voxels are decided once, when the mask is new: those that it gets, and
+which of them it takes from which segment. Owners lie over what the segments held before, in the order in which they
+were made, and each records what it changed. The segments without them can therefore be worked out at any time:
+`Owners.restore` takes all of them off, `Owners.write` puts others back. Neither what an owner may have nor its place in
+the order ever changes, so the same owners over the same ground are the same voxels, in whatever order they are written:
+a mask that comes back after an undo changes no other segment. This module does not use labelmaps: membership is read
+and returned as boolean arrays.
 
 Voxels are flat indices into one grid [k, j, i], ascending.
 """
@@ -35,8 +35,8 @@ class OwnedMask:
     number: int = 0  # its place in the order
     since: int = 0  # moment and digest of its mask
     digest: str = ""
-    wanted: int = 0  # voxels that the mask covers, whoever has them
-    voxels: Runs = _NONE  # all of them, whoever was there first
+    wanted: int = 0  # voxels that the mask covers, whichever segment has them
+    voxels: Runs = _NONE  # all of them, whichever mask was there first
     takes: dict[str, np.ndarray] = field(default_factory=dict)  # segment -> flags of those that it takes from it
 
     def __post_init__(self) -> None:
@@ -79,7 +79,7 @@ class OwnedMask:
         self._stored = None
 
     def to_dict(self) -> dict:
-        """Plain values for JSON. They are kept until something changes, since all owners are stored again and again."""
+        """Plain values for JSON, cached until something changes, because all owners are stored often."""
         if self._stored is None:
             names = ("segment", "plane", "number", "since", "digest", "wanted")
             self._stored = {name: getattr(self, name) for name in names} | {
@@ -96,7 +96,9 @@ class OwnedMask:
 
     @classmethod
     def from_dict(cls, values: dict) -> OwnedMask:
-        """Raises ValueError, TypeError or KeyError when `to_dict`, in this or an earlier version, did not make it."""
+        """Raises ValueError, TypeError or KeyError for anything but a result of `to_dict`, of this or an earlier
+        version.
+        """
         takes_from = values["takes_from"]
         keeps_off = values.get("keeps_off", None if takes_from == [] else [])
         voxels = Runs.from_text(values["voxels"])
@@ -212,7 +214,7 @@ class Owners:
                 self.take_former(*next(iter(self._former)))
 
     def take_former(self, segment: str, plane: str, since: int) -> OwnedMask | None:
-        """Return an owner that was replaced, and keep it no longer.
+        """Remove a replaced owner from those that are kept, and return it.
 
         Args:
             segment: of the owner.
@@ -234,8 +236,9 @@ class Owners:
             self.take_former(*key)
 
     def notice(self, voxels: np.ndarray, members: Membership) -> list[_Overlap]:
-        """The overlaps of ascending `voxels` with the owners. Voxels that somebody else has changed since an owner
-        wrote them are the user's from now on: no owner has them any longer."""
+        """The overlaps of ascending `voxels` with the owners. Voxels that were changed elsewhere since an owner wrote
+        them now belong to the user, and to no owner.
+        """
         overlaps = self._overlaps(voxels)
         foreign = _changed_by_others(overlaps, members, len(voxels))
         return [_without(overlap, foreign) for overlap in overlaps] if foreign.any() else overlaps
@@ -297,7 +300,7 @@ class Owners:
 def write_new(
     owner: OwnedMask, voxels: np.ndarray, at: np.ndarray, takes: dict[str, np.ndarray], members: Membership
 ) -> None:
-    """Decide what a new owner has, and write it over all others.
+    """Decide which voxels a new owner gets, and write it over all others.
 
     Args:
         owner: the new owner.
@@ -347,7 +350,7 @@ def _write_one(overlap: _Overlap, members: Membership) -> None:
     take from it nor share, stays the other's: the user has drawn it since."""
     owner, at, own = overlap
     held = added = np.zeros(len(at), bool)
-    if owner.segment in members.segments:  # else it is gone: there is nothing to write
+    if owner.segment in members.segments:  # a segment that is gone needs no writing
         inside = members[owner.segment][at]
         held = np.ones(len(at), bool)
         for segment in members.segments:

@@ -1,6 +1,6 @@
 """Slicer's table of segments and the session's: IDs and label values, names and colours.
 
-The segmentation node decides which segments there are, and their names and colours; the session is told of a segment
+The segmentation node decides which segments exist, and their names and colours; the session gets a segment
 when it is first used. A session needs distinct names, Slicer does not: later segments of a name get their value added.
 """
 
@@ -77,7 +77,7 @@ class SegmentTable:
         return value in self._awaited
 
     def take_over(self, segments: Iterable[SegmentInfo]) -> None:
-        """Note the segments that the session has."""
+        """Remember the segments that the session has."""
         self._told = {info.value: (info.name, tuple(info.color)) for info in segments}
         self._used.update(self._told)
         self._awaited.difference_update(self._told)
@@ -94,13 +94,13 @@ class SegmentTable:
         return segment_id
 
     def forget(self, segment_id: str) -> None:
-        """Forget a removed segment; its value is only used again when it comes back."""
+        """Forget a removed segment; its value is reserved in case it comes back."""
         value = self.values.pop(segment_id, None)
         self._told.pop(value, None)
         self._former[value] = segment_id
 
     def tell_changes(self, client) -> tuple[list[str], list[str]]:
-        """Tell the session what changed in Slicer's table; returns (removed, renamed or recoloured) segments."""
+        """Send the session what changed in Slicer's table; returns (removed, renamed or recoloured) segments."""
         gone = [segment_id for segment_id in self.values if not self.has(segment_id)]
         for segment_id in gone:
             value = self.values[segment_id]

@@ -27,7 +27,7 @@ _SAME_GRID = 1e-3  # mm
 
 
 class WrittenMask(NamedTuple):
-    """A mask that is written: how many voxels it has, and how many it covers."""
+    """A written mask: how many voxels it has, and how many it covers."""
 
     segment_id: str
     plane_key: str
@@ -42,7 +42,7 @@ class SegmentWriter:
 
     For each pair of a segment and a plane there is one mask, which owns what it added to the segment and what it took
     from others where the Segment Editor's settings allow that (`ownership`). Writing another mask there, or None, first
-    gives all of it back. What the user drew, before or since, is never owned by a mask. An owner whose mask was
+    gives all of it back. What the user draws never belongs to a mask. An owner whose mask was
     replaced is kept, and written again when its own mask comes back, which is known by its moment: then the voxels are
     what they were.
     """
@@ -56,8 +56,9 @@ class SegmentWriter:
         self.editor_node: Callable[[], object | None] = lambda: None
         """Returns the vtkMRMLSegmentEditorNode whose masking, intensity range and overwrite mode are honoured."""
         self.save_undo_state: Callable[[], object] = lambda: None
-        """Called before the first change after one by somebody else, for Slicer's own undo: for instance
-        `vtkSlicerSegmentEditorLogic.SaveStateForUndo`."""
+        """Called before the first change that follows one from elsewhere, for Slicer's own undo: for instance
+        `vtkSlicerSegmentEditorLogic.SaveStateForUndo`.
+        """
         self.tell_cut: Callable[[str], object] = lambda segment_id: None
         """Called with a segment when a mask of it reaches beyond the segmentation's voxel grid and is cut there."""
         require_editable(segmentation_node)
@@ -88,7 +89,7 @@ class SegmentWriter:
         since: int = 0,
         digest: str = "",
     ) -> bool:
-        """Make a mask what the segment has on a plane.
+        """Write a segment's mask on a plane, in place of the former one.
 
         Args:
             segment_id: the segment.
@@ -108,7 +109,7 @@ class SegmentWriter:
         """
         segmentation = self._segmentation()
         if mask is not None and segmentation.GetSegment(segment_id) is None:
-            raise UserError("The segment of this mask is no longer there: add a segment and place the prompts again.")
+            raise UserError("The segment of this mask no longer exists: add a segment and place the prompts again.")
         if mask is None:
             return self.remove(segment_id, plane.key)
         grid = self._current_grid()
@@ -140,7 +141,7 @@ class SegmentWriter:
         grid = self._grid.volume(self._node)
         if grid.shape == self.volume.shape and same_grid(grid.affine, self.volume.affine, grid.shape, _SAME_GRID):
             return covered_voxels(mask, plane, grid, points)
-        # The grid goes on as far as the volume, to see what is left out.
+        # The grid is continued to the edges of the volume, to find what is cut off.
         ends = grid.ras_to_ijk(self.volume.ijk_to_ras(box_corners([0, 0, 0], np.array(self.volume.shape[::-1]) - 1)))
         before = np.maximum(0, np.ceil(-ends.min(axis=0))).astype(int)[::-1]
         beyond = np.maximum(0, np.ceil(ends.max(axis=0)).astype(int)[::-1] - np.array(grid.shape) + 1)
@@ -151,7 +152,7 @@ class SegmentWriter:
         within = ((places >= 0) & (places < np.array(grid.shape)[:, None])).all(axis=0)
         if not within.any() and mask.any():
             raise UserError(
-                f"What was found lies outside the voxel grid of “{self._node.GetName()}”: choose the volume as its "
+                f"The mask lies outside the voxel grid of “{self._node.GetName()}”: choose the volume as its "
                 "source geometry in the Segment Editor, or take another segmentation."
             )
         if not within.all():
@@ -269,8 +270,9 @@ class SegmentWriter:
             segmentation.InvokeEvent(segmentation.RepresentationModified, segment_id)
 
     def notice_edits(self, until: Callable[[], bool]) -> None:
-        """Notice voxels that somebody else has changed, which are the user's from now on, until `until()`. Called
-        often, because a later change could undo such a change, and nobody could tell any more."""
+        """Find voxels that were changed elsewhere, and give them to the user, until `until()`. Called often, because a
+        later change could hide an earlier one.
+        """
         if self._edited:
             self._edited = False
             self._to_look_at = {(owner.segment, owner.plane): None for owner in self._owners}
@@ -279,18 +281,19 @@ class SegmentWriter:
 
     @property
     def edits_to_notice(self) -> bool:
-        """Whether there is anything left to look through."""
+        """Whether any voxels are left to check."""
         return self._edited or bool(self._to_look_at)
 
     def verify(self, until: Callable[[], bool]) -> list[WrittenMask]:
-        """Look at what was written since the last call, until `until()`; returns masks that are not in the segments
-        although nobody said that they changed them: Slicer did not keep them. `notice_edits` comes first."""
+        """Check what was written since the last call, until `until()`; returns the masks that Slicer did not keep: they
+        are missing although no edit was reported. Call `notice_edits` first.
+        """
         looked_at = self._work_on(self._to_verify, until)
         return [_info(owner) for owner, work in looked_at if self._owners.is_changed(work.voxels, work.members)]
 
     @property
     def to_verify(self) -> bool:
-        """Whether there is anything left to look at."""
+        """Whether any masks are left to check."""
         return bool(self._to_verify)
 
     def _work_on(
@@ -310,7 +313,7 @@ class SegmentWriter:
 
     @property
     def editable(self) -> bool:
-        """Whether masks can be written and looked at now: binary labelmaps below linear transforms."""
+        """Whether masks can be written and checked now: binary labelmaps below linear transforms."""
         try:
             require_editable(self._node)
         except UserError:
@@ -327,8 +330,9 @@ class SegmentWriter:
         return bool(self._stale_surfaces) and segmentation.ContainsRepresentation(SURFACE)
 
     def refresh_surface(self) -> None:
-        """Make the closed surface of one changed segment anew. That takes up to a second, so call it from a timer while
-        the user pauses, until no surface is stale."""
+        """Rebuild the closed surface of one changed segment. That takes up to a second, so call it from a timer while
+        the user pauses, until no surface is stale.
+        """
         if self.surface_stale:
             with self._own_change():
                 self._stale_surfaces -= refresh_surface(self._segmentation(), self._grid, min(self._stale_surfaces))
@@ -336,7 +340,7 @@ class SegmentWriter:
     # ---- what is written
 
     def masks(self) -> tuple[WrittenMask, ...]:
-        """All masks that are written, oldest first."""
+        """All written masks, oldest first."""
         return tuple(map(_info, self._owners))
 
     def forget(self, segment_id: str, plane_key: str | None = None) -> None:
@@ -348,8 +352,9 @@ class SegmentWriter:
         return {"grid": self._grid.to_dict(), "claims": [owner.to_dict() for owner in self._owners]}
 
     def from_dict(self, values: dict) -> bool:
-        """Take over the owners of a saved scene. False, and none is taken, when they are damaged or of another grid:
-        then the masks count as drawn by the user."""
+        """Restore the owners of a saved scene. Returns False, and restores none, when they are damaged or of another
+        grid: the masks then count as drawn by the user.
+        """
         try:
             if not Grid.from_dict(values["grid"]).same_as(self._grid):
                 return False
@@ -358,14 +363,14 @@ class SegmentWriter:
                 owner = OwnedMask.from_dict(entry)
                 owner.number = owner.number or owners.next_number()
                 if not len(owner.voxels) or owner.voxels.last() < np.prod(self._grid.shape):
-                    owners.add(owner)  # also one that got nothing, or it would get something now
+                    owners.add(owner)  # also an owner without voxels, which would get some now
         except (KeyError, TypeError, ValueError):
             return False
         self._owners = owners
         return True
 
     def close(self) -> None:
-        """Stop observing the segmentation; what is written stays."""
+        """Stop observing the segmentation; written masks stay."""
         for observer in self._observers:
             self._node.RemoveObserver(observer)
         self._observers.clear()
