@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -177,6 +178,14 @@ def require_not_read(target: Path, read: Iterable[Path]) -> None:
         raise UserError(f"“{target}” is a file that was read, and those are never overwritten; choose another name.")
 
 
+def require_log(path: str | Path) -> None:
+    """UserError for a file that is neither called a log nor one of this program: lines would be appended to it."""
+    if Path(path).is_file() and Path(path).suffix != ".log":
+        with open(path, "rb") as file:
+            if (begin := file.read(14)) and not re.match(rb"\d{4}-\d\d-\d\d \d\d:", begin):
+                raise UserError(f"“{path}” is there and is not a log of SAMFineTune; choose another name.")
+
+
 def require_apart(target: Path, slices: Iterable[Path]) -> None:
     """As `require_not_read`, and UserError if a file to be written would lie among the files of a series that was read:
     the next reader of that folder would take a label map for an image.
@@ -199,7 +208,7 @@ def require_writable(folder: str | Path) -> None:
     """
     folder = Path(folder)
     there = folder
-    while not there.exists() and there != there.parent:
+    while not os.path.lexists(there) and there != there.parent:  # links that lead nowhere are there
         there = there.parent
     try:
         with tempfile.TemporaryFile(dir=there) as file:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.files import require_log
 
 _MOMENT = 0.5  # s
 _document: dict[str, Any] = {}  # of the command that runs
@@ -113,8 +114,10 @@ def _logging(verbose: bool, path: str | None) -> Iterator[None]:
     logger = logging.getLogger("SAMFineTuneLib")
     handlers: list[logging.Handler] = []
     if path:
+        path = os.path.expanduser(path)
         try:
-            handlers.append(logging.FileHandler(os.path.expanduser(path), encoding="utf-8"))
+            require_log(path)
+            handlers.append(logging.FileHandler(path, encoding="utf-8"))
         except OSError as error:
             raise UserError(f"The log file “{path}” cannot be written ({error.strerror}); choose another.") from error
         handlers[-1].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))

@@ -21,6 +21,7 @@ from SAMFineTuneLib import __version__
 from SAMFineTuneLib.cli import console
 from SAMFineTuneLib.cli.arguments import Parser
 from SAMFineTuneLib.disk_errors import explained
+from SAMFineTuneLib.errors import UserError
 
 COMMANDS = ("demo", "info", "segment", "embed", "models", "adapters", "cache", "serve", "pretrain", "train",
             "evaluate", "cohort")  # fmt: skip
@@ -100,6 +101,7 @@ class _Output:
 
 
 def _dispatch(argv: list[str]) -> int:
+    _require_words(argv)
     completing = "_ARGCOMPLETE" in os.environ  # a shell asks for completions
     names = COMMANDS if completing or not argv or argv[0] not in COMMANDS else (argv[0],)
     parser = Parser(
@@ -126,6 +128,17 @@ def _dispatch(argv: list[str]) -> int:
         return int(exit_.code or 0)
     with console.opened(args):
         return int(modules[args.command].run(args) or 0)
+
+
+def _require_words(argv: list[str]) -> None:
+    """UserError for an empty argument: a script's unset variable, which must not mean an option's default."""
+    for place, word in enumerate(argv):
+        option, equals, value = word.partition("=")
+        if word.startswith("--") and equals and not value.strip():
+            raise UserError(f"{option} is empty; give it a value, or leave it out.")
+        if not word.strip():
+            after = f" after {argv[place - 1]}" if place else ""
+            raise UserError(f"The argument{after} is empty; give it a value, or leave it out.")
 
 
 def _say(sentence: str, code: int) -> int:

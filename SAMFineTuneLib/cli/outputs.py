@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from stat import S_ISDIR
 
 from SAMFineTuneLib.disk_errors import DiskError, disk_error
 from SAMFineTuneLib.errors import UserError
@@ -27,15 +28,19 @@ def require_new(targets: Iterable[str | Path], args: argparse.Namespace, others:
         others: what the user can do instead of `--overwrite`, as part of the message.
 
     Raises:
-        UserError: when one exists already; the message names the first.
-        DiskError: when one could not be written.
+        UserError: when one exists already, or is a folder; the message names the first.
+        DiskError: when one could not be written; or an OSError that `disk_errors` explains.
     """
     targets = [Path(target).expanduser() for target in targets]
+    for target in targets:
+        with suppress(FileNotFoundError):
+            if S_ISDIR(target.stat().st_mode):  # links in a circle and the like are refused by this, too
+                raise UserError(f"“{target}” is a folder, not a file; choose another name.")
     there = [target for target in targets if os.path.lexists(target)]
     if there and not args.overwrite:
         more = f", and so do {len(there) - 1} more of the files to write" if len(there) > 1 else ""
         raise UserError(f"“{there[0]}” exists already{more}: {others}, or add --overwrite to replace it.")
-    for folder in {target.parent for target in targets}:
+    for folder in {(target.resolve() if target.is_symlink() else target).parent for target in targets}:
         require_writable(folder)
 
 

@@ -53,6 +53,8 @@ def add_parser(subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, print progress, and print where the model is."""
+    from SAMFineTuneLib.training.training_settings import MOST
+
     if [bool(args.synthetic), args.memory, bool(args.volumes)].count(True) != 1:
         raise UserError(
             "Choose what to learn from: --synthetic for synthetic pictures, --memory for synthetic volumes, or "
@@ -66,8 +68,8 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("Choose how long to train: add --minutes 60, --steps 20000, or both.")
     if not all(value is None or value > 0 for value in (args.minutes, args.steps, args.batch)):
         raise UserError("--minutes, --steps and --batch must be above zero.")
-    if args.seed < 0:
-        raise UserError("--seed must be a whole number from 0.")
+    if not 0 <= args.seed <= MOST:
+        raise UserError(f"--seed must be a whole number from 0 to {MOST}.")
     from SAMFineTuneLib.models.optional_packages import require
 
     require("Pre-training", "torch", extra="training")

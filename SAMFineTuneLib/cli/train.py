@@ -77,9 +77,9 @@ def add_parser(subparsers) -> None:
     add("--json-progress", action="store_true", help="print progress as one JSON object on each line of stdout")
     more = parser.add_argument_group("details")
     add = more.add_argument
-    add("--rank", type=int, default=4, help="of LoRA (default 4)")
+    add("--rank", type=int, help="of LoRA (default 4)")
     add("--alpha", type=float, help="of LoRA; its scale is alpha / rank (default: the rank)")
-    add("--dropout", type=float, default=0.0, help="of LoRA (default 0)")
+    add("--dropout", type=float, help="of LoRA (default 0)")
     add("--blocks", metavar="8,9,10,11", help="encoder blocks to adapt, counted from 0 (default: all)")
     add("--steps", type=int, help="optimiser steps of each training")
     add("--batch", type=int, help="pictures in each step")
@@ -121,10 +121,13 @@ def _settings(args: argparse.Namespace) -> TrainingSettings:
     given = {one.name: getattr(args, one.name) for one in fields(TrainingSettings) if hasattr(args, one.name)}
     given["labels"] = LabelChoice.parse(args.label)
     given["heads"] = ("promptable", "automatic") if args.heads == "both" else (args.heads,)
-    given["method"] = Method(
-        args.method, args.scope, args.rank, args.rank if args.alpha is None else args.alpha, args.dropout,
-        None if args.blocks is None else _numbers(args.blocks),
-    )  # fmt: skip
+    lora = {name: value for name in ("rank", "alpha", "dropout") if (value := getattr(args, name)) is not None}
+    if lora and args.method != "lora":
+        raise UserError(f"--{next(iter(lora))} belongs to --method lora; leave it out with --method {args.method}.")
+    if args.blocks and (args.method == "vanilla" or args.scope == "decoder"):
+        raise UserError("--blocks are of an encoder that gets LoRA or Adapters; leave them out here.")
+    blocks = None if args.blocks is None else _numbers(args.blocks)
+    given["method"] = Method(args.method, args.scope, blocks=blocks, **{"alpha": lora.get("rank", 4), **lora})
     return TrainingSettings.of_preset(**given)
 
 

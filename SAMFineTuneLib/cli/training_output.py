@@ -74,7 +74,7 @@ def show_plan(plan: Plan) -> None:
 
 def _trainings_of(plan: Plan) -> str:
     least, most = min(plan.steps), max(plan.steps)
-    steps = f"{most} steps" if least == most else f"{least} to {most} steps"
+    steps = counted(most, "step") if least == most else f"{least} to {most} steps"
     return f"1 training of {steps}" if len(plan.steps) == 1 else f"{len(plan.steps)} trainings of {steps} each"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -39,7 +40,15 @@ def affine_of(image: sitk.Image) -> np.ndarray:
 
 
 def require_utf8(path: Path) -> None:
-    """Raise UserError for a path with bytes that are not UTF-8, as from old archives: ITK would end the process."""
+    """Raise UserError for a path with bytes that are not UTF-8, as from old archives: ITK would end the process.
+
+    Where Python decodes names in another way than UTF-8, ITK would take another file.
+    """
+    if sys.getfilesystemencoding() != "utf-8" and not str(path).isascii():
+        raise UserError(
+            f"The name of “{path}” has letters that this environment's encoding does not show; set PYTHONUTF8=1, "
+            "or rename it."
+        )
     try:
         str(path).encode("utf-8")
     except UnicodeEncodeError as error:

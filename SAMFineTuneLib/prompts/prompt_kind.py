@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 Ras = tuple[float, float, float]
 """Right, anterior, superior in mm."""
+_FARTHEST = 1e9  # mm
 
 
 @dataclass(frozen=True)
@@ -240,11 +241,13 @@ def drawn_prompt(tool_name: str, plane: SlicePlane, points: Sequence[Ras]) -> Pr
 
 
 def checked_ras(values: Any, what: str) -> Ras:
-    """Three finite numbers as RAS. Raises UserError."""
+    """Three finite numbers as RAS. Raises UserError, also for what is so far away that its sums are not exact."""
     try:
         numbers = tuple(float(value) for value in values)
     except (TypeError, ValueError):
         numbers = ()
     if len(numbers) != 3 or not all(map(math.isfinite, numbers)):
         raise UserError(f"{what} needs three finite numbers: right, anterior, superior in mm.")
+    if max(map(abs, numbers)) > _FARTHEST:
+        raise UserError(f"{what} is more than a thousand kilometres away; check its numbers.")
     return numbers

@@ -21,6 +21,7 @@ from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
 from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.files import require_log
 from SAMFineTuneLib.service.protocol import MARK, PROTOCOL, Request, Response
 from SAMFineTuneLib.service.server_app import ServerApp, loggable_path
 
@@ -276,9 +277,11 @@ def tls_context(certificate: str | Path, key: str | Path) -> ssl.SSLContext:
 def keep_access_log(path: str | Path) -> None:
     """Append a line for each request to a file, which is renewed at 10 MB, with five older ones kept. UserError when
     it cannot be written."""
+    path = Path(path).expanduser()
     try:
+        require_log(path)
         handler = RotatingFileHandler(
-            Path(path).expanduser(), maxBytes=_LARGEST_LOG, backupCount=_KEPT_LOGS, encoding="utf-8"
+            path, maxBytes=_LARGEST_LOG, backupCount=_KEPT_LOGS, encoding="utf-8"
         )
     except OSError as error:
         raise UserError(f"The access log {path} cannot be written ({error.strerror}); choose another file.") from error

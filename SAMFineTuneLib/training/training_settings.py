@@ -14,6 +14,8 @@ PROMPTS = ("mixed", "points", "boxes")
 ORIENTATIONS = ("auto", "all", "axial", "coronal", "sagittal")
 CHECKPOINTING = ("auto", "on", "off")
 PRECISIONS = ("auto", "fp32", "bf16")
+MOST = 2**31 - 1
+"""Of numbers of steps and others, and of a seed: PyTorch takes no larger ones everywhere."""
 
 # A preset sets the number of steps and how much each picture is used; everything else is the same for all.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -183,8 +185,8 @@ def _problem(settings: TrainingSettings) -> str | None:
         return f"The heads are {', '.join(settings.heads) or 'none'}; choose {', '.join(HEADS)}, or both."
     for name, least in _LEAST.items():
         value = getattr(settings, name)
-        if (value is not None or name not in _OPTIONAL) and (type(value) is not int or value < least):
-            return f"The setting {name} is {value!r}; choose a whole number from {least}."
+        if (value is not None or name not in _OPTIONAL) and (type(value) is not int or not least <= value <= MOST):
+            return f"The setting {name} is {value!r}; choose a whole number from {least} to {MOST}."
     for name in ("feedback", "warm_up"):
         if not 0 <= getattr(settings, name) <= 1:
             return f"The setting {name} is {getattr(settings, name)!r}; choose a number from 0 to 1."

@@ -71,6 +71,21 @@ def test_wrong_arguments_end_with_2_and_usage(arguments, capsys):
     assert out == "" and err.startswith("usage: samfinetune")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("segment", "scan.nrrd", "-o", "a.nrrd", "--label", ""), "The argument after --label is empty"),
+        (("segment", "scan.nrrd", "-o", "a.nrrd", "--label="), "--label is empty"),
+        (("train", "cases", "-o", "a", "--test", " "), "The argument after --test is empty"),
+        (("info", ""), "The argument after info is empty"),
+    ],
+)
+def test_an_empty_argument_is_not_an_option_s_default(arguments, named, capsys):
+    assert frame.main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", f"samfinetune: {named}; give it a value, or leave it out.\n")
+
+
 def test_the_result_of_a_command_is_the_exit_code(command):
     command(lambda args: 0)
     assert frame.main(["trial"]) == 0

@@ -56,6 +56,30 @@ def test_a_refused_label_map_is_a_sentence_and_the_earlier_one_stays(segment, tm
     assert {name for name in os.listdir(tmp_path)} <= {path.name, "home"}
 
 
+@pytest.mark.parametrize("place", ["circle/table.csv", "circle.csv", "folder.csv", "astray/table.csv"])
+@pytest.mark.parametrize("overwrite", [(), ("--overwrite",)])
+def test_all_places_are_looked_at_before_any_result_is_written(segment, tmp_path, place, overwrite):
+    (tmp_path / "folder.csv").mkdir()
+    for link, target in (("circle", "circle"), ("circle.csv", "circle.csv"), ("astray", "nowhere")):
+        (tmp_path / link).symlink_to(target)
+    said = only_sentence(segment("-o", tmp_path / "a.nrrd", "--statistics", tmp_path / place, *overwrite))
+    assert str(tmp_path / place.split("/")[0]) in said and not (tmp_path / "a.nrrd").exists()
+
+
+@pytest.mark.parametrize("what", ["scan.nii.gz", "cases.csv"])
+def test_a_log_is_never_appended_to_what_is_not_one(samfinetune, tmp_path, what):
+    image = sitk.GetImageFromArray(np.arange(64, dtype=np.int16).reshape(4, 4, 4))
+    sitk.WriteImage(image, str(tmp_path / "scan.nii.gz"))
+    (tmp_path / "cases.csv").write_text("image,label\n")
+    before = (tmp_path / what).read_bytes()
+    scan = tmp_path / "scan.nii.gz"
+    assert "is not a log of SAMFineTune" in only_sentence(samfinetune("info", scan, "--log-file", tmp_path / what))
+    served = samfinetune("serve", "--host", "127.0.0.1", "--port", 0, "--access-log", tmp_path / what)
+    assert "is not a log of SAMFineTune" in only_sentence(served)
+    assert (tmp_path / what).read_bytes() == before
+    assert [samfinetune("info", scan, "--log-file", tmp_path / "a.log").code for _ in range(2)] == [0, 0]
+
+
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_an_ending_in_capitals_is_written(segment, phantom, samfinetune, tmp_path, ending):
     assert segment("-o", "plain" + ending, "--label", "liver").code == 0

@@ -316,6 +316,7 @@ def test_a_view_that_misses_the_volume_is_refused():
         (lambda: PointPrompt((1, 2)), "three finite numbers"),
         (lambda: PointPrompt((1, 2, float("nan"))), "three finite numbers"),
         (lambda: PointPrompt("abc"), "three finite numbers"),
+        (lambda: PointPrompt((1, 2, -1e300)), "more than a thousand kilometres away"),
         (lambda: BoxPrompt((1, 2, 3), None), "three finite numbers"),
         (lambda: ScribblePrompt(()), "at least one point"),
         (lambda: SegmentPrompts(" "), "needs a name"),
