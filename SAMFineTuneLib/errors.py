@@ -1,4 +1,8 @@
-"""Errors that users read, and how running out of memory is recognised."""
+"""Errors that users read, and those of a model's runtime turned into them."""
+
+from __future__ import annotations
+
+import logging
 
 
 class UserError(ValueError):
@@ -15,3 +19,26 @@ def is_out_of_memory(error: BaseException) -> bool:
     signs = ("outofmemory", "out of memory", "failed to allocate", "bad_alloc", "not enough memory", "alloc_failed",
              "memoryallocation")  # fmt: skip
     return isinstance(error, MemoryError) or any(sign in said for sign in signs)
+
+
+def model_error(error: Exception, task: str) -> UserError:
+    """An error of a model's runtime as a sentence; the trace goes to the log.
+
+    Args:
+        error: the exception.
+        task: what the model was to do, such as "propagate the segment".
+    """
+    if isinstance(error, UserError):
+        return error
+    logging.getLogger(__name__).error("The model failed to %s", task, exc_info=error)
+    if is_out_of_memory(error):
+        return UserError(
+            f"There is too little memory to {task}; close other programs, or choose a smaller model or another device."
+        )
+    return UserError(f"The model could not {task} ({error}); try again, or choose another model or device.")
+
+
+def cause_of(error: BaseException) -> str:
+    """The cause of an error, for the log; "" without one."""
+    cause = error.__cause__
+    return f"{type(cause).__name__}: {cause}" if cause is not None else ""

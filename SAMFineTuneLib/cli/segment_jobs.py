@@ -129,7 +129,7 @@ def find_jobs(source: Path, output: Path, ending: str = ".seg.nrrd") -> list[Seg
 
     Args:
         source: a volume, or a folder. A folder that holds nothing but DICOM files is a series; otherwise its images and
-        folders are volumes.
+            folders are volumes.
         output: a folder; or, for a volume alone, a file when the name ends like one.
         ending: of the files in a folder.
 

@@ -64,7 +64,7 @@ class DicomwebStore:
         token: sent as a bearer token.
         user: name and password, when there is no token.
         certificate: file (.pem) of the authority that signed the server's certificate, if this computer does not know
-        it.
+            it.
 
     Raises:
         UserError: without the package, and for an address that is invalid or contains a password.

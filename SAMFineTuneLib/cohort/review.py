@@ -176,7 +176,7 @@ def accept(
         cohort: the cohort.
         name: the case's key or name.
         labels: its label map, as a file or an array [k, j, i] in the image's grid; None for the kept correction, or
-        else the proposal.
+            else the proposal.
         seconds: working time; added to the earlier one of a case that was reopened.
         prompts: number of prompts placed; added likewise.
         by: who has taken it, see `take`.

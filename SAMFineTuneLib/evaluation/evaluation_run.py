@@ -73,7 +73,7 @@ def evaluate(
 
     Raises:
         UserError: if the cases cannot be used, the folder holds something else or another process works in it, or no
-        case is left that an adapter has not learned from.
+            case is left that an adapter has not learned from.
     """
     settings, engine = settings or EvaluationSettings(), engine or local()
     folder = Path(output).expanduser()

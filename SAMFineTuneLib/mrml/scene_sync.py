@@ -268,7 +268,7 @@ class SceneSync(SceneInput):
 
         Args:
             also_frame: whether another frame of a sequence counts as a change. Otherwise the masks of the former frame
-            stay.
+                stay.
         """
         if self.volume_node is None:
             return

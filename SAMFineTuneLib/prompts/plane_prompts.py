@@ -32,7 +32,7 @@ class PlanePrompts:
         box: (4,) float32 x0, y0, x1, y1, or None.
         mask: a rough shape, bool (rows, columns), or None.
         region: pixels that are decided, int8 (rows, columns), or None: 1 belongs to the structure, -1 does not, the
-        model decides about 0.
+            model decides about 0.
     """
 
     points: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), np.float32))

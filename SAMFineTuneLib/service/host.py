@@ -17,7 +17,7 @@ from typing import Any
 
 from SAMFineTuneLib.cases.case_slices import learned_orientations
 from SAMFineTuneLib.disk_errors import explained
-from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.errors import UserError, cause_of
 from SAMFineTuneLib.images.intensity_window import choose_window
 from SAMFineTuneLib.images.slice_plane import SlicePlane, aligned_plane
 from SAMFineTuneLib.service.event_log import EventLog
@@ -29,7 +29,6 @@ from SAMFineTuneLib.service.uploads import Upload
 from SAMFineTuneLib.service.wire import Later, WireError
 from SAMFineTuneLib.session import events, intents
 from SAMFineTuneLib.session.doubts import doubts_about_adapter
-from SAMFineTuneLib.session.failures import details_of
 from SAMFineTuneLib.session.session import Session
 from SAMFineTuneLib.session.session_file import restore, session_to_dict
 from SAMFineTuneLib.typed_json import loaded
@@ -192,7 +191,7 @@ class HostedSession:
         if isinstance(error, WireError):
             text = "The worker did not understand what was asked; update it, or this program."
         text = text or f"The worker failed ({type(error).__name__}); try again, and report it if it stays."
-        details = details_of(error)
+        details = cause_of(error)
         if not isinstance(error, UserError):
             _log.error("Failed at %s", type(intent).__name__ if intent is not None else "work", exc_info=error)
             details = details or f"{type(error).__name__}: {error}"

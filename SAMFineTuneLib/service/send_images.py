@@ -32,7 +32,7 @@ def send_images(
         served: the cohort.
         images: from `find_images`.
         progress: called with the number of images done, of all, the name of the next one, and the fraction of it that
-        has arrived; it may raise to stop.
+            has arrived; it may raise to stop.
 
     Returns:
         The names here and on the server of the added ones, and sentences as in `NewCohort`.

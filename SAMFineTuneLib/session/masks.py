@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.errors import UserError, model_error
 from SAMFineTuneLib.images import SlicePlane
 from SAMFineTuneLib.images.packed_mask import PackedMask, digest_of_masks
 from SAMFineTuneLib.session import events
 from SAMFineTuneLib.session.answers import Answer, Answers
 from SAMFineTuneLib.session.doubts import doubt_about_place, doubts_about_window
-from SAMFineTuneLib.session.failures import as_sentence
 from SAMFineTuneLib.session.history import History
 from SAMFineTuneLib.session.state import Place, State, changes
 
@@ -83,7 +82,7 @@ class Masks:
         try:
             return self.answers.answer(task)
         except Exception as error:
-            raise as_sentence(error, f"segment {task.plane}") from error
+            raise model_error(error, f"segment {task.plane}") from error
 
     def since(self, place: Place) -> int:
         """The moment at which the mask of a place last changed; 0 without a mask."""

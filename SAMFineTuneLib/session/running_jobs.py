@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.errors import UserError, model_error
 from SAMFineTuneLib.inference.progress import Progress
 from SAMFineTuneLib.inference.propagation_plan import PropagationEnd
 from SAMFineTuneLib.session import events
-from SAMFineTuneLib.session.failures import as_sentence
 from SAMFineTuneLib.session.jobs import EverythingJob, FoundObjects, Job
 from SAMFineTuneLib.session.propagation_job import PropagationJob
 
@@ -70,7 +69,7 @@ class RunningJobs:
         Args:
             job: the new job.
             begin: makes its steps from `inputs`, a function that takes a Progress, and one that returns whether it was
-            cancelled.
+                cancelled.
             inputs: see `begin`.
             first: work on it before the others.
         """
@@ -116,7 +115,7 @@ class RunningJobs:
         except Exception as error:
             job.cancel()
             self._end(job)
-            raise as_sentence(error, _VERBS[job.what]) from error
+            raise model_error(error, _VERBS[job.what]) from error
         if item is _END:
             self._end(job)
         elif item is None:

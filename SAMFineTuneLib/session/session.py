@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.errors import UserError, cause_of
 from SAMFineTuneLib.images import IntensityWindow, SegmentInfo, Volume, choose_window
 from SAMFineTuneLib.images.slice_extraction import write
 from SAMFineTuneLib.images.slice_plane import SlicePlane
@@ -33,7 +33,6 @@ from SAMFineTuneLib.inference.object_linking import link
 from SAMFineTuneLib.session import edits, events, intents
 from SAMFineTuneLib.session.answers import Answer, Answers
 from SAMFineTuneLib.session.doubts import doubts_about_adapter, doubts_about_placing, doubts_about_voxels
-from SAMFineTuneLib.session.failures import details_of
 from SAMFineTuneLib.session.history import History
 from SAMFineTuneLib.session.jobs import EverythingJob, Job, joined_labels
 from SAMFineTuneLib.session.masks import Masks
@@ -542,7 +541,7 @@ class Session(intents.IntentMethods):
                 self._tell(events.Finished(None, "embed"))
         except UserError as error:
             number = job.number if job is not None else None
-            self._tell(events.Failed(str(error), number, details_of(error)))
+            self._tell(events.Failed(str(error), number, cause_of(error)))
         return True
 
     def _look(self) -> None:

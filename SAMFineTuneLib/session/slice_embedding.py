@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from SAMFineTuneLib.errors import model_error
 from SAMFineTuneLib.images import IntensityWindow, Volume
 from SAMFineTuneLib.images.slice_extraction import picture
 from SAMFineTuneLib.images.slice_plane import aligned_plane, number_of_slices
 from SAMFineTuneLib.inference.progress import Meter, Progress
-from SAMFineTuneLib.session.failures import as_sentence
 
 if TYPE_CHECKING:
     from SAMFineTuneLib.inference.predictor import Predictor
@@ -61,6 +61,6 @@ class SliceEmbedding:
                 predictor.embed(picture(volume, plane, window))
             except Exception as error:
                 self.stop()
-                raise as_sentence(error, f"embed {plane}") from error
+                raise model_error(error, f"embed {plane}") from error
             meter.step()
             yield

@@ -117,7 +117,7 @@ def pretrain_masked(
         resume: Whether to continue from the folder's checkpoint.
         device: A PyTorch device, or "auto".
         progress: Called after every step; it measures `loss`, the squared error of the blanked blocks in standard
-        deviations of each block, and `moved`, how far embeddings have moved relative to their spread.
+            deviations of each block, and `moved`, how far embeddings have moved relative to their spread.
         cancel: Called many times a second; True stops the training.
 
     Raises:

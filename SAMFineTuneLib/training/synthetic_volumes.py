@@ -72,7 +72,7 @@ def _organ(scene: SyntheticCanvas, center: np.ndarray, radii: np.ndarray, tone: 
     number = scene.paint(level < 1, tone, where)
     kind = rng.random()
     if kind < 0.18:
-        _divide(scene, number, level, where)
+        _divide(scene, number, where)
     elif kind < 0.34:
         _hollow(scene, number, level, where)
     elif kind < 0.5:
@@ -83,7 +83,7 @@ def _organ(scene: SyntheticCanvas, center: np.ndarray, radii: np.ndarray, tone: 
         _ghost(scene, center, radii, tone)
 
 
-def _divide(scene: SyntheticCanvas, number: int, level: np.ndarray, where: tuple[slice, ...]) -> None:
+def _divide(scene: SyntheticCanvas, number: int, where: tuple[slice, ...]) -> None:
     """Two parts with hardly a border, of which each may be asked for, as the head and body of a hippocampus."""
     rng = scene.rng
     direction = rng.standard_normal(3)
