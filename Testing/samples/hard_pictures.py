@@ -70,11 +70,6 @@ def _ellipse(x: np.ndarray, y: np.ndarray, middle, radii, turn: float = 0.0) -> 
     return np.hypot(u / radii[0], v / radii[1])
 
 
-def _tones(random: np.random.Generator, middle: float, count: int, step: float) -> list[float]:
-    """Tones around one, at least `step` apart from it."""
-    return [middle + random.choice((-1, 1)) * random.uniform(step, 2.5 * step) for _ in range(count)]
-
-
 def _chest(random: np.random.Generator, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Grey values of a chest, its left and its right lung."""
     soft = random.uniform(0.35, 0.55)
