@@ -1,4 +1,4 @@
-"""What several suites share: the checkout, and where the real images lie."""
+"""Shared by several suites: the checkout, and the folder of the real images."""
 
 from __future__ import annotations
 

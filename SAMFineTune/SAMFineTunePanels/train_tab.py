@@ -296,7 +296,7 @@ class TrainTab:
         if self.host.remote:
             self.host.say(_(
                 "The adapter is on this computer; to use it, choose This computer under Server, or give its folder to "
-                "whoever runs the server."
+                "the server's administrator."
             ))  # fmt: skip
         elif "promptable" not in run.last["heads"]:
             self.host.say(_("This adapter answers no prompts; choose it under Automatic."))

@@ -251,7 +251,7 @@ class SceneSession(SceneSync):
         value = None if segment_id is None else self._table.values.get(segment_id)
         if segment_id is not None and not self._table.knows(value):
             return
-        if plane is None and self._work.prompts.nodes_count:  # else the session would get them anew
+        if plane is None and self._work.prompts.nodes_count:  # otherwise the session would get them again
             self._work.prompts.drop(segment_id)
         self.client.clear(value, plane)
         self._changed()

@@ -26,12 +26,12 @@ _STOPPED = (
     "The propagation was stopped, because another volume or segmentation was chosen: come back and propagate again."
 )
 _ANEW = (
-    "The volume's voxels have changed: masks are made anew from the prompts, propagated slices are taken back; "
+    "The volume's voxels have changed: masks are computed again from the prompts, propagated slices are removed; "
     "propagate again."
 )
 _OTHER_FRAME = (
     "“{name}” shows another frame of its sequence. The masks stay those of their frame until you place a prompt or "
-    "propagate, which makes them anew on the frame that is shown."
+    "propagate, which computes them again on the frame that is shown."
 )
 _SAVE_PATIENCE = 1.0  # seconds that saving the scene waits for the worker
 _SAME_WINDOW = 1e-3  # of the window's width

@@ -207,7 +207,7 @@ class CohortApi:
 
     def _cohort(self, name: str) -> Cohort:
         if name not in self._cohorts:
-            raise Refused(404, "cohort", f"The server has no cohort {name[:100]}; ask whoever runs it.")
+            raise Refused(404, "cohort", f"The server has no cohort {name[:100]}; ask its administrator.")
         return self._cohorts[name]
 
     def _as_told(self, name: str) -> bytes:

@@ -97,7 +97,7 @@ class FolderProcess:
         """The events from a place in their file on, as `poll` reads them, and where the next ones begin."""
         try:
             with open(self.folder / EVENTS, "rb") as file:
-                if position > os.fstat(file.fileno()).st_size:  # the file was begun anew
+                if position > os.fstat(file.fileno()).st_size:  # a new process has started the file again
                     position = 0
                 file.seek(position)
                 text = file.read(_AT_ONCE)

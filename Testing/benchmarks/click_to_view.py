@@ -43,7 +43,7 @@ CORRECTIONS = 5  # clicks on a slice after its first one
 
 
 class Stopwatch:
-    """When things happened last, told by the functions it is put round."""
+    """Times of the last calls of the functions that it wraps."""
 
     def __init__(self):
         self.at: dict[str, float] = {}

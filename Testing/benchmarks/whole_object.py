@@ -26,7 +26,7 @@ KINDS = ("first box", "box near the end", "click in between")
 
 
 def measure(shape: tuple[int, int, int], seed: int) -> dict[str, list[tuple[float, int]]]:
-    """(Processor seconds, masks told) of each kind of prompt, for every organ."""
+    """(Processor seconds, masks sent) of each kind of prompt, for every organ."""
     volume, labels, names = body_phantom(seed=seed, shape=shape, spacing=(350 / shape[2], 350 / shape[1], 4.0))
     costs: dict[str, list[tuple[float, int]]] = {kind: [] for kind in KINDS}
 

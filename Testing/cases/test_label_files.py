@@ -1,5 +1,6 @@
-"""What label files hold is read as whoever wrote them meant it: Slicer's own storage, highdicom and the pixels of
-pictures are the references. What is mended is said with numbers, what cannot mean labels is refused."""
+"""Label files are read as their writers meant them: Slicer's own storage, highdicom and the pixels of pictures are the
+references. What is mended is said with numbers, what cannot mean labels is refused.
+"""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ from SAMFineTuneLib.training.training_settings import TrainingSettings  # noqa: 
 
 
 def undecided_slice():
-    """A disc of class 1 with a ring around it that nobody decided about."""
+    """A disc of class 1 with a ring of undecided pixels around it."""
     disc, wider = blob(radius=6)[2], blob(radius=10)[2]
     classes = np.where(disc, 1, np.where(wider, IGNORED, 0)).astype(np.uint8)
     return LabelledSlice(image_of(disc[None])[0].astype(np.uint8), classes, None)

@@ -85,7 +85,7 @@ def test_a_case_is_downloaded_annotated_and_accepted(department, run, tmp_path):
 
 
 def test_who_has_a_case_keeps_it_when_labels_are_refused(department, run, tmp_path):
-    """A refused command leaves a case with whom it was: with nobody, or with the reviewer, to try again."""
+    """A refused command does not change who has a case: nobody, or the reviewer, who can try again."""
     cohort: Cohort = department.cohort
     unreadable, wrong, good = tmp_path / "text.nii.gz", tmp_path / "wrong.nii.gz", tmp_path / "good.nii.gz"
     unreadable.write_text("no image")

@@ -1,4 +1,4 @@
-"""The next case: which one, why, and that nobody gets one that is done or taken."""
+"""The next case: which one, why, and never one that is done or taken."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ from SAMFineTuneLib.images import read_volume
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A cohort whose three cases are proposed, and what `propose` told meanwhile."""
+    """A cohort whose three cases are proposed, and the progress that `propose` reported."""
     cohort, told = with_adapter(untouched_cohort(tmp_path_factory.mktemp("cohort"))), []
     return cohort, propose(cohort, device="cpu", progress=lambda *now: told.append(now)), told
 

@@ -177,7 +177,7 @@ def tiny(monkeypatch):
 
 
 def use(cohort: Cohort) -> None:
-    """Two steps learn nothing; say that the last adapter is used all the same."""
+    """Two steps learn nothing; mark the last adapter as used nevertheless."""
     cohort.change(lambda now: replace(now, adapters=(*now.adapters[:-1], replace(now.adapters[-1], in_use=True))))
 
 

@@ -1,4 +1,4 @@
-"""Prompts from masks: where they must lie, that they follow from seed and case alone, and how they are moved."""
+"""Prompts from masks: their places, that they depend on seed and case alone, and how they are moved."""
 
 from __future__ import annotations
 

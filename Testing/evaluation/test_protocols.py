@@ -184,7 +184,7 @@ class Answering(Asked):
 
 @pytest.fixture(scope="module")
 def undecided():
-    """A frame around all labels, of four pixels' distance to them, that nobody decided about."""
+    """A frame of undecided pixels around all labels, four pixels away from them."""
     volume, labels = phantom(slices=12)
     near = ndimage.binary_dilation(labels > 0, iterations=4, structure=np.ones((1, 3, 3)))
     far = ndimage.binary_dilation(labels > 0, iterations=9, structure=np.ones((1, 3, 3)))

@@ -1,4 +1,4 @@
-"""Several volumes in one series: told apart by what explains them, listed and chosen; copies are left out and said."""
+"""Several volumes in one series: distinguished, listed and chosen; copies are left out with a note."""
 
 import shutil
 import tempfile

@@ -1,4 +1,4 @@
-"""A volume memory whose files are gone, cut or others: one sentence, and slices are answered all the same."""
+"""A volume memory whose files are gone, cut off or replaced: one sentence, and slices are still answered."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a checkpoint file is, told from its tensors; and a sentence for every file that is none or does not fit."""
+"""Recognising a checkpoint file by its tensors; and a sentence for every file that is not one or does not fit."""
 
 import argparse
 import json

@@ -1,4 +1,5 @@
-"""Somebody who does everything in any order: prompts, undo, propagation, other volumes, saved scenes, dead workers.
+"""A simulated user who does everything in random order: prompts, undo, propagation, other volumes, saved scenes, dead
+workers.
 
     python Testing/mrml/random_use.py --minutes 60 --seed 1
     python Testing/mrml/random_use.py --steps 200 --seed 7 --verbose
@@ -65,7 +66,7 @@ class LoggedErrors(logging.Handler):
 
 
 class RandomUse:
-    """A scene with two volumes, a session on it, and somebody who uses both."""
+    """A scene with two volumes, a session on it, and a simulated user of both."""
 
     def __init__(self, seed: int, folder: Path, verbose: bool = False):
         self.random = np.random.default_rng(seed)
@@ -134,7 +135,7 @@ class RandomUse:
         self.listened = len(self.host.told)
 
     def _listen(self) -> None:
-        """Remember the masks that the worker told, to tell its mistakes from the scene's."""
+        """Remember the masks that the worker sent, to distinguish its mistakes from the scene's."""
         volume = self.session.volume
         ever = self.ever.setdefault(self.session.volume_node.GetName(), {})
         for event in self.host.told[self.listened :]:
@@ -383,7 +384,8 @@ class RandomUse:
         self._expect(read == set(told), f"the nodes hold {sorted(map(str, read))} and the session {sorted(told)}")
 
     def _check_segments(self) -> None:
-        """Every segment holds what its masks, made anew, hold, but for voxels that another segment has or had."""
+        """Every segment holds what its masks hold when computed again, except voxels that another segment has or had.
+        """
         session = self.session
         volume = session.volume
         record = read_record(self.scene, session.volume_node, session.segmentation_node)

@@ -14,7 +14,7 @@ TOKEN = "a token for tests"
 
 
 class SceneHost:
-    """Pumps a `SceneSession` until something is true, and keeps what it was told."""
+    """Pumps a `SceneSession` until a condition holds, and keeps the events."""
 
     def __init__(self, session):
         self.session = session
@@ -36,7 +36,7 @@ class SceneHost:
             time.sleep(0.001)
 
     def until_told(self, kind: type, seconds: float = 60.0, **values):
-        """Until an event of a kind with these values comes that was not told before; returns it."""
+        """Pump until a new event of a kind with these values comes; returns it."""
         seen = len(self.told)
 
         def found():

@@ -69,7 +69,7 @@ class Unreliable:
 
 
 class User:
-    """Somebody who does things in a scene, and knows what was there after each of them."""
+    """A simulated user in a scene, who remembers its content after each step."""
 
     def __init__(self, host, volume, slicer_scene, seed: int):
         self.host, self.session, self.volume, self.slicer_scene = host, host.session, volume, slicer_scene

@@ -685,7 +685,7 @@ class Steps:
             assert np.array_equal(now[name] & ~self.drawn, voxels[name] & ~self.drawn), name
 
     def draw(self, segment: str, seed: int, remove: bool) -> np.ndarray:
-        """Returns what was drawn there anew."""
+        """Returns the voxels that were newly drawn there."""
         low = self.random.integers(0, np.array(SHAPE) - 3)
         stroke = box(*((n, n + 1 + (seed + axis) % 3) for axis, n in enumerate(low)))
         before = self.bench.all()
@@ -732,7 +732,7 @@ strokes = st.tuples(st.just("draw"), names_of_segments, st.integers(0, 8), st.bo
     st.lists(st.one_of(shows, shows, goes, stores, mode_changes, strokes), min_size=3, max_size=14), st.integers(0, 99)
 )
 def test_undo_and_redo_bring_back_every_voxel(lasting_scene, sequence, seed):
-    """In every mode, on planes that cross, with strokes in between, and masks told in any order."""
+    """In every mode, on planes that cross, with strokes in between, and masks sent in any order."""
     import slicer
 
     bench = drawn_bench(lasting_scene)

@@ -33,7 +33,7 @@ def test_the_lists_follow_the_folders(root, tmp_path):
 
 
 def expected(root) -> set[str]:
-    """What must lie in Slicer's folder of scripted modules."""
+    """The files that must be in Slicer's folder of scripted modules."""
     library = {f"SAMFineTuneLib/{file}" for file in present(root / "SAMFineTuneLib", python=True)}
     resources = {f"SAMFineTuneLib/Resources/{file}" for file in present(root / "Resources", python=False)}
     module = {file for python in (True, False) for file in present(root / "SAMFineTune", python)}

@@ -1,4 +1,4 @@
-"""One process owns a folder: a second one is told which, a kill lets go, and nothing is left of it."""
+"""One process owns a folder: a second one learns which, a kill releases it, and no file remains."""
 
 from __future__ import annotations
 

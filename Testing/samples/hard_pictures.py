@@ -1,4 +1,4 @@
-"""Pictures with objects that a box or a point says little about: seeded phantoms, not what models are trained on.
+"""Pictures with objects that a box or a point hardly determines: seeded phantoms, unlike the training pictures.
 
 Walls of hearts, effusions and lower lung lobes beside a convex neighbour, a pancreas and ribs that lie slanted in their
 box, deep nuclei of a brain, a liver and a fetal head of nearly even grey, small vessels. Outlines are analytic, drawn

@@ -1,4 +1,4 @@
-"""Volumes with structures that are hard to follow from slice to slice: seeded phantoms, not what models are trained on.
+"""Volumes with structures that are hard to follow from slice to slice: seeded phantoms, unlike the training volumes.
 
 Rings with bright or dark content, crescents beside a convex neighbour, thin diagonal plates, branching vessels, and
 bodies that end next to look-alikes. Each kind comes with slices of 0.5 to 6 mm, acquired in each direction. Every slice

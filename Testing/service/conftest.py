@@ -66,7 +66,7 @@ def host(app):
 
 @pytest.fixture
 def crashing():
-    """A host whose worker crashes when told: `host.client._connection.crash()`."""
+    """A host whose worker crashes on demand: `host.client._connection.crash()`."""
     client = SessionClient(Crashing())
     yield Host(client)
     client.close()

@@ -27,7 +27,7 @@ class RegionEngines(Engines):
 
 
 class Host:
-    """What a window does: pumps a client again and again, and keeps what it was told.
+    """Stands for a window: pumps a client again and again, and keeps the events.
 
     `longest` is the longest work of one pump in seconds of the processor, which a busy machine does not make longer.
     """

@@ -93,7 +93,7 @@ class Asker:
         return [later.read().event for later in self.sync(session, after=after).told]
 
     def until(self, session: str, wanted, seconds=10.0):
-        """Until something is told of which `wanted` is the kind or says yes; returns the `Told`."""
+        """Wait for an event of the kind `wanted`, or for which `wanted` returns True; returns the `Told`."""
         matches = (lambda told: isinstance(told.event, wanted)) if isinstance(wanted, type) else wanted
         end = time.monotonic() + seconds
         while time.monotonic() < end:

@@ -147,7 +147,7 @@ def test_a_wrong_prompt_is_a_sentence_and_the_state_says_that_it_is_not_there(sc
 
 
 def test_a_state_is_told_only_when_it_holds_every_intent(scene, volume):
-    """A host may write what it is told back into the scene: an older state would undo a drag under way."""
+    """A host may write the state back into the scene: an older one would undo a drag under way."""
     client = scene.client
     numbers = [client.add_prompt(1, tube(volume, 9))]
     for k in range(10, 20):

@@ -49,7 +49,7 @@ def token(home, monkeypatch):
 
 @pytest.fixture
 def cohort(tmp_path):
-    """Twelve scans, tilted and flipped, of patients whose names nobody is to see."""
+    """Twelve scans, tilted and flipped, of patients whose names must not appear."""
     affine = np.diag([-0.8, 0.9, 2.0, 1.0])
     affine[:3, 3] = (10.0, -20.0, 5.0)
     for number in range(12):

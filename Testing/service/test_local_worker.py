@@ -91,7 +91,7 @@ def notices(host: Host) -> list[str]:
 
 
 def masks_of(events, index: int) -> list[np.ndarray]:
-    """What was told of the mask of a slice."""
+    """The events about the mask of a slice."""
     return [event.mask for event in events if isinstance(event, MaskChanged) and event.plane.index == index]
 
 

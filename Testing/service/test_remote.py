@@ -1,4 +1,4 @@
-"""A client and a server that somebody else runs: what the line between them does, and who answers there."""
+"""A client and a server run by somebody else: failures of the connection, and other programs at the address."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the model sees where the volume's window hides what lies under a prompt."""
+"""What the model sees if the volume's window hides the structure under a prompt."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ class CohortWork:
         self.desktop.wait(lambda: self.opened is not None and self.opened.key == key)
 
     def accept(self):
-        """Press Accept, as somebody who has looked at the case."""
+        """Press Accept after the time that a look at the case takes."""
         self.desktop.pass_time(TWICE)
         self.ui.acceptButton.click()
 

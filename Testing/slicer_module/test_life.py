@@ -19,7 +19,7 @@ from SAMFineTuneLib.images.phantom import body_phantom
 
 
 def observers_of(thing) -> int:
-    """How many observers a VTK object has, whoever made them."""
+    """The number of observers of a VTK object, from any code."""
     text = str(thing)
     return text.count("vtkObserver (")
 
@@ -255,7 +255,9 @@ def test_nodes_of_one_name_are_told_apart_in_both_selectors(work):
 
 
 def test_another_segmentation_is_not_taken_when_the_one_worked_on_is_deleted(work):
-    """Slicer's selector goes to a neighbour by itself: the next click would change a segmentation nobody chose."""
+    """Slicer's selector goes to a neighbour by itself: the next click would change a segmentation that the user has not
+    chosen.
+    """
     scene = work.desktop.slicer_scene
     other = scene.add_segmentation(work.node, ("reference",), "drawn by an expert")
     work.panel.segments.add()

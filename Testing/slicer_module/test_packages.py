@@ -49,7 +49,7 @@ def small(pins):
 
 @pytest.fixture
 def install(desktop):
-    """(start, done): what the installer was told to do, and what it said at the end."""
+    """(start, done): what the installer was asked to do, and its message at the end."""
     from SAMFineTunePanels.package_installer import Installer
 
     parent = slicer.util.mainWindow()

@@ -30,7 +30,7 @@ def use_server(panel, address, token=TOKEN):
 
 
 class ServedWork(CohortWork):
-    """The tab of somebody who uses the server; `cohort` is the server's own."""
+    """The tab of a user of the server; `cohort` is the server's own."""
 
     def __init__(self, desktop, tmp_path):
         self.desktop, self.folder = desktop, tmp_path / "scans"

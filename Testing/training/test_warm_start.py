@@ -1,4 +1,5 @@
-"""A fine-tuning that goes on from an earlier adapter: it begins with its weights, and refuses one that does not fit."""
+"""A fine-tuning that continues from an earlier adapter: it begins with its weights, and refuses one that does not fit.
+"""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from SAMFineTuneLib.prompts import segment_color
 from SAMFineTuneLib.service.shown_masks import Shown
 from SAMFineTuneLib.session.events import Event, Failed, MaskChanged, Notice
 
-_SURFACE_DELAY = 0.7  # seconds without a new mask before the closed surface is made anew
+_SURFACE_DELAY = 0.7  # seconds without a new mask before the closed surface is rebuilt
 _OPACITY = 0.35  # of found objects
 
 
