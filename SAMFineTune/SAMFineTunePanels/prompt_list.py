@@ -24,7 +24,7 @@ class PromptList:
             (ui.undoButton, "clicked()", self.undo),
             (ui.redoButton, "clicked()", self.redo),
             (ui.deleteButton, "clicked()", self.delete_selected),
-            (ui.promptsTable, "cellDoubleClicked(int,int)", self._jump),
+            (ui.promptsTable, "cellActivated(int,int)", self._jump),
             (ui.promptsTable, "itemSelectionChanged()", self._show_buttons),
         )
         self._menu = qt.QMenu(ui.clearButton)

@@ -1,5 +1,7 @@
 """The tools that place prompts in the slice views, and the switch In 3-D."""
 
+import itertools
+
 import qt
 import slicer
 from slicer.i18n import tr as _
@@ -10,6 +12,7 @@ from .shortcuts import Shortcuts
 from .shown_views import drawing_views
 
 FIRST_TOOL = "positive"  # chosen when Slicer starts, so that the first click makes a mask
+_LINE = 2  # pixels of the frame of what is chosen
 _NO_TOOL = _("Choose a tool to point at a structure.")
 _NO_VOLUME = _("Choose a volume first.")
 
@@ -33,13 +36,14 @@ class PromptTools:
         self._band = None
         self.buttons = {tool.name: self._tool_button(tool, resource_path) for tool in self.tools.values()}
         for number, button in enumerate(self.buttons.values()):
-            ui.toolsPlace.layout().addWidget(button, number % 2, number // 2)
+            ui.toolsPlace.layout().addWidget(self._framed(button), number % 2, number // 2)
         self.wholeButton = self._button(_("In 3-D"), resource_path("Icons/InVolume.svg"), _(
             "A click or box segments the whole object: the other slices follow by themselves, nearest first, and again "
             "after each correction. Cancel keeps what has come; undo takes a prompt back with its slices."
         ))  # fmt: skip
-        ui.toolsPlace.layout().addWidget(self.wholeButton, 0, len(self.buttons) // 2, 2, 1)
+        ui.toolsPlace.layout().addWidget(self._framed(self.wholeButton), 0, len(self.buttons) // 2, 2, 1)
         host.connect((self.wholeButton, "clicked(bool)", self._set_volumetric))
+        self._order()
         self.shortcuts = Shortcuts(self.tools.values(), self.act)
         host.drawing = lambda: self._band is not None and self._band.drawing
         host.listen("Turn", self._refresh)
@@ -52,16 +56,43 @@ class PromptTools:
         return button
 
     def _button(self, text, icon, hint):
-        button = qt.QToolButton(self.ui.toolsPlace)
+        button = qt.QToolButton()
         button.text, button.toolTip = text, hint
         button.setIcon(qt.QIcon(icon))
         button.iconSize = qt.QSize(22, 22)
         button.setToolButtonStyle(qt.Qt.ToolButtonTextUnderIcon)
         button.checkable = button.autoRaise = True
-        button.setFocusPolicy(qt.Qt.NoFocus)
+        button.setFocusPolicy(qt.Qt.TabFocus)  # a click leaves the focus where it is
         button.setSizePolicy(qt.QSizePolicy.Expanding, qt.QSizePolicy.Fixed)
         button.setMinimumWidth(40)
         return button
+
+    def _framed(self, button):
+        """Put a button into a frame that is seen while it is checked, in the colour of the text: plain in every style
+        and to every eye. A style sheet would not follow when Slicer's style changes."""
+        frame = qt.QFrame(self.ui.toolsPlace)
+        frame.setFrameShadow(qt.QFrame.Plain)
+        frame.setLineWidth(_LINE)
+        around = qt.QVBoxLayout(frame)
+        around.addWidget(button)
+
+        def mark(checked):
+            frame.setFrameShape(qt.QFrame.Box if checked else qt.QFrame.NoFrame)
+            around.setContentsMargins(*[0 if checked else _LINE] * 4)
+            font = button.font
+            font.setBold(checked)
+            button.font = font
+
+        mark(False)
+        self.host.connect((button, "toggled(bool)", mark))
+        return frame
+
+    def _order(self):
+        """Let the Tab key come to the tools between contrast and segments, as they lie."""
+        ui = self.ui
+        row = [ui.highSpinBox, *self.buttons.values(), self.wholeButton, ui.addButton]
+        for before, after in itertools.pairwise(row):
+            qt.QWidget.setTabOrder(before, after)
 
     def _set_volumetric(self, on):
         self.host.act(setattr, self.host.start(), "volumetric", on)

@@ -20,6 +20,7 @@ from .qt_helpers import confirmed, load_ui, set_elided
 MOST_MESSAGES = 3
 MESSAGE_LINES = 3  # visible messages; more can be scrolled to
 NOTICE_SECONDS = 20.0
+_CANCELLING = _("Cancelling…")
 _ROOM = 14  # pixels that a button is higher than its text
 _TO_COME = object()  # the prompts that a message is about, before they are known
 _MARGINS = 8  # pixels above and below a document
@@ -59,6 +60,7 @@ class StatusStrip:
         self._install_fraction = None
         self._after_installation = None
         self._runtime_is_missing = False
+        self._cancelled = set()  # jobs that still run: they end with the picture that the model is reading
         host.connect(
             (self.ui.dismissButton, "clicked()", self.dismiss),
             (self.ui.cancelButton, "clicked()", self.cancel),
@@ -72,6 +74,8 @@ class StatusStrip:
         host.listen("Notice", lambda event: self._told(event.text, False))
         host.listen("Failed", lambda event: self._told(event.text, True))
         host.listen("StateChanged", self._state_changed)
+        host.listen("Finished", lambda event: self._cancelled.discard(event.job))
+        host.listen("SessionEnded", lambda event: self._cancelled.clear())
         host.listen("Turn", self.refresh)
         self._icons = {}
         self._fix_height()
@@ -177,6 +181,7 @@ class StatusStrip:
         if text:
             self._show_fraction(fraction)
         self.ui.cancelButton.setVisible(bool(text) and cancellable)
+        self.ui.cancelButton.setEnabled(text != _CANCELLING)
         self.ui.retryButton.setVisible(failed and not text)
         self.ui.installButton.setVisible(self._runtime_is_missing and not text)
 
@@ -215,7 +220,10 @@ class StatusStrip:
         if task is not None:
             return task.text, task.fraction, task.cancellable
         if jobs:
-            busy = jobs[max(jobs, key=lambda number: -1 if number is None else number)]
+            number = max(jobs, key=lambda number: -1 if number is None else number)
+            if number in self._cancelled:
+                return _CANCELLING, None, True
+            busy = jobs[number]
             return busy.text + time_left(busy.seconds_left), busy.fraction, True
         if self.host.worker_state in ("starting", "connecting", "uploading"):
             return self.host.status.sentence, self.host.status.progress, False
@@ -235,6 +243,8 @@ class StatusStrip:
                 self.host.act(self.host.client.stop_embedding)
             else:
                 self.host.act(self.host.client.cancel, job)
+            self._cancelled.add(job)
+        self.refresh()
 
     def _status(self):
         status = self.host.status

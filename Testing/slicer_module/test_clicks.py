@@ -276,7 +276,7 @@ def test_undo_redo_delete_and_jump(work):
     work.ui.deleteButton.click()
     work.desktop.wait(lambda: work.ui.promptsTable.rowCount == 1 and (work.voxels() == one).all())
     work.desktop.views["Red"].go_to(ras + (0, 0, 30))
-    work.ui.promptsTable.cellDoubleClicked.emit(0, 0)
+    work.ui.promptsTable.cellActivated.emit(0, 0)
     assert abs(work.desktop.views["Red"].node.GetSliceOffset() - ras[2]) < 0.1
 
 

@@ -52,25 +52,74 @@ def test_on_a_small_screen_the_tools_and_the_segments_are_seen_at_once(desktop):
     assert bottom_of(work.ui.propagateButton, parent) < top
 
 
-def test_messages_can_be_read_when_the_style_becomes_dark(desktop, tmp_path):
-    """As in Slicer's settings, while the panel is there."""
+@pytest.fixture
+def become_dark(desktop):
+    """Changes Slicer's style, as in its settings, while the panel is there."""
     from PySide6.QtGui import QColor, QPalette
     from PySide6.QtWidgets import QApplication
 
+    before, dark = QApplication.palette(), QPalette()
+    for role, grey in (("Window", 50), ("Button", 50), ("Base", 25), ("WindowText", 255), ("Text", 255)):
+        dark.setColor(getattr(QPalette, role), QColor(grey, grey, grey))
+
+    def change():
+        QApplication.setPalette(dark)
+        desktop.pass_time(0.2)
+
+    yield change
+    QApplication.setPalette(before)
+
+
+def seen(widget, tmp_path):
+    """Grey values [y, x] of a widget."""
+    widget.grab().save(str(tmp_path / "seen.png"))
+    return np.asarray(Image.open(tmp_path / "seen.png").convert("L"), float)
+
+
+def test_messages_can_be_read_when_the_style_becomes_dark(desktop, tmp_path, become_dark):
     panel = desktop.open()
     panel.host.say("Something has happened.", "test")
     desktop.pass_time(0.2)
-    before, dark = QApplication.palette(), QPalette()
-    for role, grey in (("Window", 50), ("Base", 25), ("WindowText", 255), ("Text", 255)):
-        dark.setColor(getattr(QPalette, role), QColor(grey, grey, grey))
-    QApplication.setPalette(dark)
-    try:
-        desktop.pass_time(0.2)
-        panel.status.ui.messageText.grab().save(str(tmp_path / "message.png"))
-    finally:
-        QApplication.setPalette(before)
-    seen = np.asarray(Image.open(tmp_path / "message.png").convert("L"))
-    assert np.median(seen) == 50 and seen.max() > 200
+    become_dark()
+    picture = seen(panel.status.ui.messageText, tmp_path)
+    assert np.median(picture) == 50 and picture.max() > 200
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_the_chosen_tool_has_a_plain_frame_in_every_style(desktop, tmp_path, become_dark, dark):
+    work = Work(desktop)
+    if dark:
+        become_dark()
+    place, buttons = work.ui.toolsPlace, work.panel.prompts.buttons
+    for chosen in ("box", "positive"):
+        work.panel.prompts.choose(chosen)
+        desktop.pass_time(0.1)
+        picture = seen(place, tmp_path)
+        for name, button in buttons.items():
+            corner = button.mapTo(place, qt.QPoint(0, 0))
+            beside = picture[corner.y() - 1, corner.x():corner.x() + button.width]
+            assert (abs(beside - np.median(picture)) > 100).all() == (name == chosen)
+    work.panel.prompts.wholeButton.click()
+    assert work.session.volumetric and work.panel.prompts.wholeButton.parentWidget().frameShape == qt.QFrame.Box
+
+
+def test_the_tab_key_reaches_everything_in_the_segment_tab_in_its_order(desktop):
+    work = Work(desktop)
+    desktop.pass_time(0.1)
+    row, widget = [], work.ui.windowSelector
+    while widget not in row:
+        row.append(widget)
+        widget = widget.nextInFocusChain()
+    tab, tools = work.panel.segment_tab, work.panel.prompts
+    buttons = [one for kind in (qt.QPushButton, qt.QToolButton) for one in tab.findChildren(kind)
+               if one.objectName.endswith("Button") or one in tools.buttons.values()]  # fmt: skip
+    assert len(buttons) > 15
+    for button in buttons:
+        assert button in row and button.focusPolicy & qt.Qt.TabFocus, button.text
+    ui = work.ui
+    wanted = [ui.highSpinBox, *tools.buttons.values(), tools.wholeButton, ui.addButton, ui.undoButton, ui.deleteButton,
+              ui.promptsTable, ui.directionSelector, ui.propagateButton]  # fmt: skip
+    assert sorted(wanted, key=row.index) == wanted
 
 
 def shown_in_full(button):

@@ -127,10 +127,19 @@ def test_a_cancelled_propagation_keeps_what_it_has(work):
     boxed(work)
     work.panel.propagate.propagate()
     work.desktop.wait(lambda: len(slices(work)) > 2)
-    work.panel.status.ui.cancelButton.click()
+    strip = work.panel.status.ui
+    strip.cancelButton.click()
+    assert strip.statusLabel.text == "Cancelling…" and not strip.cancelButton.enabled
+    work.panel.status.refresh()  # until the picture that is being read is done
+    assert strip.statusLabel.text == "Cancelling…" and not strip.cancelButton.enabled
     work.desktop.wait(lambda: not work.panel.host.jobs)
     work.rest()
-    assert len(slices(work)) > 2
+    assert len(slices(work)) > 2 and strip.statusLabel.text.startswith("Ready")
+    work.panel.propagate.propagate()
+    work.desktop.wait(lambda: work.panel.host.jobs and not strip.cancelButton.isHidden())
+    assert strip.statusLabel.text != "Cancelling…" and strip.cancelButton.enabled
+    strip.cancelButton.click()
+    work.desktop.wait(lambda: not work.panel.host.jobs)
 
 
 def test_a_worker_that_is_killed_in_between_is_one_line(work):
