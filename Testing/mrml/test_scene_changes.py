@@ -166,6 +166,67 @@ def test_voxels_changed_anywhere_make_masks_anew(open_session, slicer_scene, loa
     assert held.any() and not held[:, :, 113:].any()
 
 
+def test_a_volume_that_is_moved_away_from_a_prompt_and_back_keeps_it(host, made, red):
+    session, node = host.session, host.session.volume_node
+    session.current_segment_id = "first"
+    session.place("positive", red, [ras(made[0], *tube(9))])
+    host.settle()
+    before, origin = held_voxels(session, "first"), node.GetOrigin()
+    node.SetOrigin(*(np.array(origin) + 1000))
+    host.until(lambda: host.texts(Failed))
+    host.settle()
+    (said,) = host.texts(Failed)
+    assert "lies outside the volume" in said and said.endswith("kept, without a mask.")
+    assert session.prompts == () and not held_voxels(session, "first").any()
+    node.SetOrigin(*origin)
+    host.until(lambda: session.prompts)
+    host.settle()
+    assert np.array_equal(held_voxels(session, "first"), before) and len(host.texts(Failed)) == 1
+    node.SetOrigin(*(np.array(origin) + 1000))
+    host.until(lambda: len(host.texts(Failed)) == 2)
+    session.clear()
+    host.settle()
+    assert not [prompt for prompt in prompt_nodes(session.scene) if prompt.GetNumberOfControlPoints()]
+
+
+@pytest.mark.parametrize("saved", [False, True])
+@pytest.mark.parametrize("who", ["segmentation", "everything"])
+def test_hardened_transforms_leave_masks_to_their_prompts(
+    open_session, host, made, red, slicer_scene, load_mrb, tmp_path, who, saved
+):
+    session, scene = host.session, slicer_scene
+    turn = np.array([[0, -1, 0, 20], [1, 0, 0, 5], [0, 0, 1, 3], [0, 0, 0, 1.0]])
+    transform = scene.add_transform(turn)
+    session.current_segment_id = "first"
+    session.place("positive", red, [ras(made[0], *tube(9))])
+    host.settle()
+    markups = list(prompt_nodes(session.scene))
+    moved = [session.volume_node, session.segmentation_node, *markups]
+    for node in moved:
+        node.SetAndObserveTransformNodeID(transform.GetID())
+    host.until(lambda: any("was moved" in text for text in host.texts(Notice)))
+    host.settle()
+    before = held_voxels(session, "first")
+    assert before[9].any()
+    for node in moved if who == "everything" else [session.segmentation_node]:
+        node.HardenTransform()
+    host.until(lambda: session.at_rest)
+    if saved:
+        host.until(lambda: not session._work.unwritten)
+        path = str(tmp_path / "scene.mrb")
+        assert scene.scene.WriteToMRB(path, None)
+        scene = load_mrb(path)
+        host = open_session(scene)
+        session = host.session
+        session.attach()
+        host.settle()
+    assert np.array_equal(held_voxels(session, "first"), before)
+    assert not any("drawn by hand" in text for text in host.texts(Notice))
+    session.delete(session.prompts[0].number)
+    host.settle()
+    assert not held_voxels(session, "first").any() and not host.texts(Failed)
+
+
 @pytest.mark.parametrize("slice_index", [8, 9])
 def test_one_changed_slice_of_a_large_volume_makes_masks_anew(host, made, red, monkeypatch, slice_index):
     from SAMFineTuneLib.mrml import storage

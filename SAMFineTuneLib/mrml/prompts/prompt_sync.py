@@ -65,6 +65,7 @@ class PromptSync:
         """Node and control point ID of what was just placed -> the view in which it was."""
         self.nodes_count = True
         """Whether the nodes prevail over the session's next state, because the session has just started."""
+        self._outside: set[int] = set()  # prompts in nodes that the volume was moved away from, as the user was told
         self._unseen: set[str] = set()  # hidden segments that the user was told about
         self._table, self.volume, self._client = table, volume, client
         self._view_at, self._tell, self._clock = view_at, tell, clock
@@ -162,8 +163,10 @@ class PromptSync:
     def drop(self, segment_id: str | None) -> None:
         """Remove from the nodes the prompts of a segment, or all, which the session has deleted already."""
         with self.own_writes():
+            for marked in self.nodes.read(self.volume):
+                if segment_id in (None, marked.segment_id):
+                    self._remove(marked)
             for number in [n for n, given in self.given.items() if segment_id in (None, given.segment_id)]:
-                self.nodes.remove(number)
                 del self.given[number]
             if segment_id is not None and not self._table.has(segment_id):
                 self.nodes.remove_segment(segment_id)
@@ -175,9 +178,14 @@ class PromptSync:
             view = parallel_view(view, at, self.volume)
             self._check(marked.segment_id, marked.prompt, view)
         except UserError as error:
-            self._remove(marked)
-            self._tell(Failed(str(error)))
+            if marked.number is None:  # it was just placed
+                self._remove(marked)
+                self._tell(Failed(str(error)))
+            elif marked.number not in self._outside:
+                self._outside.add(marked.number)
+                self._tell(Failed(f"{error} It is kept, without a mask."))
             return []
+        self._outside.discard(marked.number)
         marked = dataclasses.replace(marked, view=view)
         number = self._client.add_prompt(self._table.use(marked.segment_id, self._client), marked.prompt, view)
         self.nodes.number(marked, number)

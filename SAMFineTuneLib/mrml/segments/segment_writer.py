@@ -352,11 +352,12 @@ class SegmentWriter:
         return {"grid": self._grid.to_dict(), "claims": [owner.to_dict() for owner in self._owners]}
 
     def from_dict(self, values: dict) -> bool:
-        """Restore the owners of a saved scene. Returns False, and restores none, when they are damaged or of another
-        grid: the masks then count as drawn by the user.
+        """Restore the owners of a saved scene. Returns False, and restores none, when they are damaged or of a grid that
+        the user has replaced: the masks then count as drawn by the user.
         """
         try:
-            if not Grid.from_dict(values["grid"]).same_as(self._grid):
+            stored = Grid.from_dict(values["grid"])
+            if stored.shape != self._grid.shape:
                 return False
             owners = Owners(self._grid.shape)
             for entry in values["claims"]:
@@ -365,6 +366,8 @@ class SegmentWriter:
                 if not len(owner.voxels) or owner.voxels.last() < np.prod(self._grid.shape):
                     owners.add(owner)  # also an owner without voxels, which would get some now
         except (KeyError, TypeError, ValueError):
+            return False
+        if not (stored.same_as(self._grid) or self._are_held(owners)):
             return False
         self._owners = owners
         return True
@@ -381,13 +384,21 @@ class SegmentWriter:
         return self._node.GetSegmentation()
 
     def _current_grid(self) -> Grid:
-        """The grid as it is now. Owners in another one, which the user has replaced, are given up."""
+        """The grid as it is now. Owners in another one, which the user has replaced, are given up; when the labelmaps
+        have moved along with it, as with a transform that is hardened, they stay."""
         require_editable(self._node)
         grid = Grid.of(self._node, self._volume_node)
         if not grid.same_as(self._grid):
-            self._grid = grid
-            self._owners = Owners(grid.shape)
+            before, self._grid = self._grid, grid
+            if grid.shape != before.shape or not self._are_held(self._owners):
+                self._owners = Owners(grid.shape)
         return self._grid
+
+    def _are_held(self, owners: Owners) -> bool:
+        """Whether the segments hold in the grid all that owners have written."""
+        layers = Layers(self._segmentation(), self._grid)
+        works = (_Work(layers, self._grid, owner.voxels.voxels()) for owner in owners if len(owner.voxels))
+        return not any(owners.is_changed(work.voxels, work.members) for work in works)
 
     def _on_change(self, *_) -> None:
         if not self._writing:
