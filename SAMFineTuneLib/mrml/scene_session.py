@@ -186,7 +186,7 @@ class SceneSession(SceneSync):
         kind, self._place_again = self._place_again, None
         if kind is not None and self.volume is not None and self.placing.kind is None:
             self.start_placing(kind)
-        if self.placing.list_is_gone and self.volume is not None:
+        if (self.placing.list_is_gone or self.placing.list_is_full) and self.volume is not None:
             self.start_placing(self.placing.kind)
         elif self.placing.ended_elsewhere:
             self.stop_placing()

@@ -182,7 +182,7 @@ def _described(segmentation, segment_id: str, value: int) -> SegmentInfo:
     segment = segmentation.GetSegment(segment_id)
     if segment is None:
         raise UserError("A segment to be exported no longer exists; choose again.")
-    return SegmentInfo(segment.GetName() or segment_id, value, tuple(segment.GetColor()))
+    return SegmentInfo((segment.GetName() or "").strip() or segment_id, value, tuple(segment.GetColor()))
 
 
 def _slabs(shape) -> list[slice]:

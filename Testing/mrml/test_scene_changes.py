@@ -166,6 +166,32 @@ def test_voxels_changed_anywhere_make_masks_anew(open_session, slicer_scene, loa
     assert held.any() and not held[:, :, 113:].any()
 
 
+def test_a_list_whose_number_of_points_was_locked_takes_the_next_click(host, made):
+    import vtk
+
+    session = host.session
+    session.current_segment_id = "first"
+    session.start_placing("positive")
+    session.placing.node.SetFixedNumberOfControlPoints(True)  # as with the padlock in the Markups module
+    host.until(lambda: not session.placing.node.GetFixedNumberOfControlPoints())
+    session.placing.node.AddControlPointWorld(vtk.vtkVector3d(*ras(made[0], *tube(9))))
+    host.settle()
+    assert len(session.prompts) == 1 and held_voxels(session, "first")[9].any()
+
+
+def test_a_mask_in_one_of_hundreds_of_segments_does_not_announce_all_of_them(host, made, red):
+    session, segments = host.session, host.session.segmentation_node.GetSegmentation()
+    for number in range(300):
+        segments.AddEmptySegment("", f"structure {number}")
+    session.current_segment_id = segments.GetSegmentIDs()[-1]
+    heard = []
+    tag = session.segmentation_node.AddObserver(slicer.vtkSegmentation.SegmentModified, lambda *_: heard.append(1))
+    session.place("positive", red, [ras(made[0], *tube(9))])
+    host.settle()
+    session.segmentation_node.RemoveObserver(tag)
+    assert held_voxels(session, session.current_segment_id)[9].any() and len(heard) < 10
+
+
 def test_a_volume_that_is_moved_away_from_a_prompt_and_back_keeps_it(host, made, red):
     session, node = host.session, host.session.volume_node
     session.current_segment_id = "first"

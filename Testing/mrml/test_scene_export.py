@@ -217,6 +217,17 @@ def test_what_cannot_be_exported_is_said(slicer_scene, volume, tmp_path):
             finished(export_steps(*arguments))()
 
 
+@pytest.mark.parametrize("name", ["", "  ", "a\nb", "<b>x</b> “é” 🙂"])
+def test_segments_of_any_name_are_exported(slicer_scene, volume, masks, tmp_path, name):
+    volume_node = slicer_scene.add_volume(volume)
+    segmentation_node = slicer_scene.add_segmentation(volume_node, ("first",))
+    segmentation_node.GetSegmentation().GetSegment("first").SetName(name)
+    for ending in (".nii.gz", ".seg.nrrd"):
+        path = tmp_path / f"segments{ending}"
+        finished(export_steps(path, segmentation_node, volume_node))()
+        assert path.exists()
+
+
 def test_a_large_segmentation_is_exported_in_short_steps_and_a_segment_removed_meanwhile_is_said(slicer_scene):
     volume = Volume(np.zeros((80, 1024, 1024), np.uint8), np.diag([-0.5, -0.5, 1.0, 1.0]))
     node = slicer_scene.add_volume(volume)

@@ -38,6 +38,7 @@ class Placing:
         self.kind = kind
         at_once = self._wanted == 1 and segment_id is not None
         self.node = nodes.point_list(segment_id, kind) if at_once else self._click_list(nodes, segment_id)
+        self.node.SetFixedNumberOfControlPoints(False)
         selection, interaction = self._selection(), self._interaction()
         selection.SetReferenceActivePlaceNodeClassName("vtkMRMLMarkupsFiducialNode")
         selection.SetActivePlaceNodeID(self.node.GetID())
@@ -61,6 +62,11 @@ class Placing:
         """Whether the list that receives the clicks was deleted, for example with its segment; `start` makes another.
         """
         return self.kind is not None and (self.node is None or self.node.GetScene() is None)
+
+    @property
+    def list_is_full(self) -> bool:
+        """Whether the number of points in the list was locked in the Markups module; `start` unlocks it."""
+        return self.kind is not None and self.node is not None and bool(self.node.GetFixedNumberOfControlPoints())
 
     @property
     def ended_elsewhere(self) -> bool:

@@ -18,6 +18,7 @@ from SAMFineTuneLib.mrml.volume_nodes import filled_matrix, from_array, require_
 BINARY, SURFACE = "Binary labelmap", "Closed surface"
 _SAME = 1e-3  # voxels that two grids may be apart and still count as the same
 _JOINT = "Joint smoothing"
+_MANY = 10  # segments of a labelmap
 _SPARE_PART, _LEAST_SPARE = 8, 4  # labelmaps grow by an eighth of the grid, or by four voxels
 
 
@@ -97,9 +98,10 @@ def require_editable(segmentation_node) -> None:
 class Layer:
     """One labelmap and the segments in it."""
 
-    def __init__(self, image, grid: Grid):
+    def __init__(self, image, grid: Grid, has_surfaces: bool):
         self.image = image
         self.grid = grid
+        self._has_surfaces = has_surfaces
         self.labels: dict[str, int] = {}  # segment -> its value
         self._segments: list = []
 
@@ -141,8 +143,8 @@ class Layer:
         """Make the labelmap large enough for grid voxels (3, N), with some to spare, and for its segments' values.
 
         It does not grow to the whole grid at once, because views draw all of it, and Slicer's undo and files copy all
-        of it. The segments get a new labelmap with the old content: if the old one got another extent, the
-        segmentation would drop the closed surfaces.
+        of it. Where there are closed surfaces, the segments get a new labelmap with the old content: if the old one
+        got another extent, the segmentation would drop the surfaces.
         """
         old = self._on_grids_lattice()
         size = np.array(self.grid.shape[::-1])
@@ -165,9 +167,13 @@ class Layer:
         if not has_no_voxels(old):
             low, high = (now - extent[0])[:, ::-1]
             image_array(image)[tuple(map(slice, low, high + 1))] = image_array(old)
-        for segment in self._segments:
-            segment.AddRepresentation(BINARY, image)
-        self.image, self.start = image, first_voxel(image, self.grid.affine, self.grid.shape)
+        if self._has_surfaces or len(self._segments) < _MANY:
+            for segment in self._segments:
+                segment.AddRepresentation(BINARY, image)
+            self.image = image
+        else:  # views and other modules hear of it at once, but once instead of for each of hundreds of segments
+            self.image.ShallowCopy(image)
+        self.start = first_voxel(self.image, self.grid.affine, self.grid.shape)
 
     def _on_grids_lattice(self):
         """The labelmap, resampled when its voxels are not the grid's, as Slicer does when it edits one."""
@@ -197,13 +203,14 @@ class Layers:
 
         self.of: dict[str, Layer] = {}
         by_image: dict[object, Layer] = {}
+        has_surfaces = segmentation.ContainsRepresentation(SURFACE)
         for segment_id in segmentation.GetSegmentIDs():
             segment = segmentation.GetSegment(segment_id)
             image = segment.GetRepresentation(BINARY)
             if image is None:
                 image = slicer.vtkOrientedImageData()
                 segment.AddRepresentation(BINARY, image)
-            self.of[segment_id] = by_image.setdefault(image, Layer(image, grid))
+            self.of[segment_id] = by_image.setdefault(image, Layer(image, grid, has_surfaces))
             self.of[segment_id].add(segment_id, segment)
 
 

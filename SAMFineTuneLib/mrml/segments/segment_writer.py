@@ -352,8 +352,8 @@ class SegmentWriter:
         return {"grid": self._grid.to_dict(), "claims": [owner.to_dict() for owner in self._owners]}
 
     def from_dict(self, values: dict) -> bool:
-        """Restore the owners of a saved scene. Returns False, and restores none, when they are damaged or of a grid that
-        the user has replaced: the masks then count as drawn by the user.
+        """Restore the owners of a saved scene. Returns False, and restores none, when they are damaged or of a grid
+        that the user has replaced: the masks then count as drawn by the user.
         """
         try:
             stored = Grid.from_dict(values["grid"])
