@@ -17,7 +17,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether Python, PyTorch or ONNX Runtime ran out of memory, in RAM or on the GPU."""
     said = f"{type(error).__name__} {error}".lower()
     signs = ("outofmemory", "out of memory", "failed to allocate", "bad_alloc", "not enough memory", "alloc_failed",
-             "memoryallocation")  # fmt: skip
+             "memoryallocation", "unable to allocate", "is killed by signal: killed")  # fmt: skip
     return isinstance(error, MemoryError) or any(sign in said for sign in signs)
 
 

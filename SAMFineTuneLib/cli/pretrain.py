@@ -39,7 +39,7 @@ def add_parser(subparsers) -> None:
     parser.add_argument("--synthetic", action="store_true", help="train the compact model on synthetic pictures")
     parser.add_argument("--memory", action="store_true", help="train a model's volume memory on synthetic volumes")
     parser.add_argument("--volumes", metavar="FOLDER", help="train an encoder on the unlabelled volumes of a folder")
-    parser.add_argument("--model", metavar="ID", default="compact",
+    parser.add_argument("--model", metavar="ID",
                         help="whose encoder --volumes trains, or which model gets the memory (compact)")
     parser.add_argument("-o", "--output", metavar="FOLDER", required=True, help="where the model is written")
     parser.add_argument("--minutes", type=float, help="stop after this time")
@@ -60,14 +60,16 @@ def run(args: argparse.Namespace) -> int:
             "Choose what to learn from: --synthetic for synthetic pictures, --memory for synthetic volumes, or "
             "--volumes FOLDER."
         )
+    if args.synthetic and args.model:
+        raise UserError("--synthetic trains the compact model; leave out --model.")
     if args.volumes and (args.minutes or args.start or args.batch):
         raise UserError("With --volumes use --steps and --model, not --minutes, --start and --batch.")
     if args.memory and args.batch:
         raise UserError("--batch belongs to --synthetic; each step of --memory shows one volume.")
     if args.minutes is None and args.steps is None:
         raise UserError("Choose how long to train: add --minutes 60, --steps 20000, or both.")
-    if not all(value is None or value > 0 for value in (args.minutes, args.steps, args.batch)):
-        raise UserError("--minutes, --steps and --batch must be above zero.")
+    if not all(value is None or 0 < value <= MOST for value in (args.minutes, args.steps, args.batch)):
+        raise UserError(f"--minutes, --steps and --batch must be above zero, and at most {MOST}.")
     if not 0 <= args.seed <= MOST:
         raise UserError(f"--seed must be a whole number from 0 to {MOST}.")
     from SAMFineTuneLib.models.optional_packages import require
@@ -116,7 +118,7 @@ def _memory(args: argparse.Namespace, **options: Any) -> None:
 
     with outputs.resumable(Path(args.output) / CHECKPOINT_NAME):
         folder = pretrain_memory(
-            Path(args.output), Store().find(args.model), minutes=args.minutes,
+            Path(args.output), Store().find(args.model or "compact"), minutes=args.minutes,
             start=read_model_folder(args.start) if args.start else None, **options,
         )  # fmt: skip
     print(f"The model is in {folder}; use it with: samfinetune segment VOLUME -o OUT --propagate both --model {folder}")
@@ -128,5 +130,5 @@ def _masked(args: argparse.Namespace, **options: Any) -> None:
     from SAMFineTuneLib.training.masked_autoencoding import CHECKPOINT_NAME, pretrain_masked
 
     with outputs.resumable(Path(args.output) / CHECKPOINT_NAME):
-        model = pretrain_masked(args.volumes, args.output, Store().find(args.model), **options)
+        model = pretrain_masked(args.volumes, args.output, Store().find(args.model or "compact"), **options)
     print(f"The model is in {model.path}; adapt it with: samfinetune train CASES -o ADAPTER --model {model.path}")

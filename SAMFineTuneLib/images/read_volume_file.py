@@ -29,6 +29,7 @@ _FORMATS = {".nii": "NIfTI", ".nii.gz": "NIfTI", ".nrrd": "NRRD", ".nhdr": "NRRD
 _READERS = {"NIfTI": "NiftiImageIO", "NRRD": "NrrdImageIO", "MetaImage": "MetaImageIO"}
 VOLUME_FILES = tuple(_FORMATS)
 _SMALLEST = 0.01  # mm: at least one side of a scanner's or microscope's voxel is larger
+_LARGEST = 200.0  # mm: no scanner has larger ones
 _PERMISSIVE = "ITK_NIFTI_SFORM_PERMISSIVE"
 _HEADER = np.dtype({
     "names": ["size", "dim", "datatype", "bits", "pixdim", "offset", "slope", "intercept", "units", "qform_code",
@@ -150,7 +151,7 @@ def _check_nifti(path: Path, affine: np.ndarray, shape: tuple[int, ...], header:
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     said = " × ".join(f"{mm:.4g}" for mm in spacing)
     unit, unit_name = _UNITS.get(header["units"] & 7, (1.0, ""))
-    if unit_name and spacing.max() < _SMALLEST:
+    if unit_name and not _SMALLEST < spacing.max() < _LARGEST:
         notes.append(
             f"“{path.name}” gives its lengths in {unit_name}, which makes voxels of {said} mm; if that is wrong, "
             "correct its unit (xyzt_units)."

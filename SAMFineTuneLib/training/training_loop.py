@@ -29,6 +29,7 @@ CHECKPOINT_SECONDS = 30.0
 CHECKPOINT_SHARE = 0.05
 """Largest part of the time that goes into writing checkpoints."""
 GRADIENT_NORM = 1.0
+_MOST_LOST = 20  # steps in a row without a loss that is a number
 _FORMAT = 3
 
 
@@ -86,6 +87,8 @@ class TrainingHistory:
     ended: str = ""
     """Why the training ended before its last step."""
     seconds: float = 0.0
+    lost: int = 0
+    """The last steps in a row whose loss was not a number; they changed nothing."""
 
     @property
     def loss(self) -> list[float]:
@@ -199,8 +202,16 @@ def _step(training: Training, history: TrainingHistory) -> None:
     if torch.isfinite(torch.nn.utils.clip_grad_norm_(parameters, GRADIENT_NORM)):
         optimiser.step()
     training.after_step(step + 1)
-    for name, value in measured.items():
-        history.measured.setdefault(name, []).append(group.sum(value))
+    found = {name: group.sum(value) for name, value in measured.items()}
+    history.lost = 0 if math.isfinite(found["loss"]) else history.lost + 1
+    if history.lost > (_MOST_LOST if step else 0):
+        raise UserError(
+            f"The training diverged: its loss is not a number in step {step + 1}; choose a smaller learning rate, "
+            "fp32 as precision, or another model to start from."
+        )
+    for name, value in found.items():
+        values = history.measured.setdefault(name, [])
+        values.append(values[-1] if history.lost else value)
 
 
 # ---------------------------------------------------------------- validation

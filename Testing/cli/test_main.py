@@ -106,8 +106,16 @@ def test_an_interruption_ends_with_130_and_a_sentence(command, capsys):
     assert capsys.readouterr().err == "samfinetune: what has arrived is kept.\n"
 
 
-def test_too_little_memory_is_a_sentence(command, capsys):
-    command(raising(MemoryError()))
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("Caught _ArrayMemoryError in DataLoader worker process 0. Unable to allocate 728. TiB"),
+        RuntimeError("DataLoader worker (pid 17) is killed by signal: Killed. "),
+    ],
+)
+def test_too_little_memory_is_a_sentence(command, capsys, error):
+    command(raising(error))
     assert frame.main(["trial"]) == 2
     assert "too little free memory" in capsys.readouterr().err
 

@@ -111,6 +111,10 @@ def test_cache_info_and_clear(samfinetune, phantom, tmp_path):
         (("--minutes", "1"), "--synthetic"),
         (("--synthetic",), "--minutes"),
         (("--synthetic", "--minutes", "-1"), "above zero"),
+        (("--synthetic", "--minutes", "inf"), "at most"),
+        (("--synthetic", "--steps", 1, "--batch", 10**20), "at most"),
+        (("--synthetic", "--steps", 1, "--seed", 10**30), "--seed must be"),
+        (("--synthetic", "--steps", 1, "--model", "other"), "leave out --model"),
     ],
 )
 def test_pretrain_says_what_is_missing(samfinetune, tmp_path, arguments, said):

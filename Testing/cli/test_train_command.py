@@ -16,6 +16,8 @@ pytest.importorskip("peft")
 from case_files import blob, case_folder, save
 from small_files import small_files_only
 
+from SAMFineTuneLib.files import sha256_of
+
 BRIEF = ("--steps", 2, "--batch", 1, "--rounds", 1, "--test-slices", 1, "--device", "cpu")
 FEW = (*BRIEF, "--no-add")
 
@@ -170,6 +172,21 @@ def test_a_disk_that_refuses_stops_and_resume_goes_on(samfinetune, cases, tmp_pa
     resumed = samfinetune(*command, "--resume")
     assert resumed.code == 0, resumed.err
     assert (tmp_path / "adapter" / "card.json").is_file() and not (tmp_path / ".adapter.training").exists()
+
+
+def test_a_training_whose_loss_is_not_a_number_ends_with_a_sentence(samfinetune, cases, root, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    base = shutil.copytree(root / "Resources" / "models" / "compact", tmp_path / "base")
+    weights = load_file(base / "model.safetensors")
+    huge = {name: value.float() * 1e30 if name.startswith("mask_decoder.output_upscaling") else value
+            for name, value in weights.items()}  # fmt: skip
+    save_file(huge, base / "model.safetensors")
+    described = json.loads((base / "model.json").read_text())
+    described["sha256"]["model.safetensors"] = sha256_of(base / "model.safetensors")
+    (base / "model.json").write_text(json.dumps(described))
+    result = samfinetune("train", cases, "-o", tmp_path / "a", "--model", base, "--folds", 0, *FEW)
+    assert result.code == 2 and "The training diverged" in result.err and not (tmp_path / "a").exists()
 
 
 def test_case_files_are_never_written_to(samfinetune, tmp_path):

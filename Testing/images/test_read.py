@@ -169,13 +169,14 @@ def test_pixel_sizes_that_contradict_the_matrix_are_named(tmp_path):
     assert "contradicts itself" in note and "0.866 × 0.866 × 0.796 mm" in note and "1 × 1 × 1 mm" in note
 
 
-def test_a_unit_that_makes_voxels_tiny_is_doubted(tmp_path):
+@pytest.mark.parametrize(("code", "factor", "unit"), [(1, 1000, "metres"), (3, 0.001, "micrometres")])
+def test_a_unit_that_makes_voxels_tiny_or_huge_is_doubted(tmp_path, code, factor, unit):
     path = save_nifti(tmp_path / "a.nii", voxels(), np.diag([0.8, 0.8, 2.5, 1]), 1, 1)
     data = bytearray(path.read_bytes())
-    data[123] = 3
+    data[123] = code
     path.write_bytes(data)
     volume = read_volume(path)
-    assert np.allclose(volume.spacing, (0.0008, 0.0008, 0.0025)) and "micrometres" in volume.warnings[0]
+    assert np.allclose(volume.spacing, np.array((0.8, 0.8, 2.5)) * factor) and f" {unit}, which" in volume.warnings[0]
 
 
 @pytest.mark.parametrize("name", ["A.NII.GZ", "A.Nii.gz", "a.nii.GZ", "A.NII", "A.NRRD", "A.NHDR", "A.MHA", "A.Mhd"])
