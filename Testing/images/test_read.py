@@ -331,7 +331,7 @@ def test_what_a_nrrd_leaves_out_is_said(tmp_path, lines, said):
     [
         (80, "f", [0], "pixel sizes (pixdim) of 0 ×"),
         (84, "f", [-1.2], "pixel sizes (pixdim) of 0.7 × -1.2 ×"),
-        (88, "f", [np.nan], "× nan, which no voxel can have"),
+        (88, "f", [np.nan], "× nan, which is impossible"),
         (112, "ff", [0, -1024], "an offset of values (scl_inter, -1024) without a scale"),
         (46, "h", [0], "longer than the 5 × 4 × 1 voxels"),
         (40, "h", [2], "longer than the 5 × 4 voxels"),
