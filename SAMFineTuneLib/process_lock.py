@@ -24,6 +24,7 @@ from pathlib import Path
 from SAMFineTuneLib.disk_errors import disk_error
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.typed_json import loaded
+from SAMFineTuneLib.wording import duration
 
 LOCK = ".lock"
 """Name of the file that a process locks in the folder that it owns."""
@@ -47,9 +48,8 @@ class LockOwner:
     def __str__(self) -> str:
         if not self.pid:
             return "another process"
-        minutes = max(0, round((time.time() - self.since) / 60))
-        hours, rest = divmod(minutes, 60)
-        ago = f"{hours} h {rest:02d} min" if hours else f"{minutes} min"
+        seconds = time.time() - self.since
+        ago = "less than a minute" if seconds < 60 else duration(seconds)
         return f"process {self.pid}{'' if self.is_here else ' of another computer'}, for {ago}"
 
     @property

@@ -13,15 +13,20 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from typing import Any, Protocol
 
 from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.wording import duration
 
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 """Variables that keep numerical libraries from starting as many threads in each process as there are cores."""
+_LOOK = 0.2  # s between two looks at a Dask cluster
+_WITHOUT_WORKERS = 600.0  # s that a Dask cluster may have no worker, as one whose jobs wait in a queue
 
 
 class AnyJob(Protocol):
@@ -66,9 +71,11 @@ def dask(scheduler: str | None = None, processes: int | None = None) -> Engine:
     def run(do: Do, jobs: Sequence[AnyJob]) -> Iterator[tuple[AnyJob, Any]]:
         with _client(distributed, scheduler, processes) as client:
             waiting = {client.submit(do, job, key=f"{do.__name__}-{job.key}", retries=1): job for job in jobs}
-            for future in distributed.as_completed(list(waiting)):
+            futures = distributed.as_completed(list(waiting), with_results=True, raise_errors=False)
+            for future, result in _as_ready(client, futures):
                 try:
-                    result = future.result()
+                    if future.status in ("error", "cancelled"):  # others may be lost: that would wait
+                        future.result()
                 except distributed.KilledWorker:  # it ended several
                     continue
                 except distributed.CancelledError as error:
@@ -80,6 +87,25 @@ def dask(scheduler: str | None = None, processes: int | None = None) -> Engine:
         _require_all(len(jobs), len(waiting))
 
     return run
+
+
+def _as_ready(client, futures) -> Iterator[Any]:
+    """Dask's futures with their results, as they are ready; UserError when there has been no worker for too long."""
+    seen = time.monotonic()
+    while not futures.is_empty():
+        if futures.has_ready():
+            yield next(futures)
+            seen = time.monotonic()
+            continue
+        time.sleep(_LOOK)
+        with suppress(OSError):  # the scheduler is gone; the futures are cancelled soon
+            if client.nthreads():
+                seen = time.monotonic()
+        if time.monotonic() - seen > _WITHOUT_WORKERS:
+            raise UserError(
+                f"The Dask cluster has had no worker for {duration(_WITHOUT_WORKERS)}. What is done is kept; start "
+                "workers, then give the same command, “samfinetune evaluate” with --resume."
+            )
 
 
 def _client(distributed, scheduler: str | None, processes: int | None):

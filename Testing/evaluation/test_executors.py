@@ -27,3 +27,11 @@ def test_a_scheduler_that_ends_is_one_sentence():
         cluster.close()
         with pytest.raises(UserError, match="scheduler no longer answers"):
             list(results)
+
+
+def test_a_cluster_without_workers_is_one_sentence(monkeypatch):
+    distributed = pytest.importorskip("distributed")
+    monkeypatch.setattr(executors, "_WITHOUT_WORKERS", 1.0)
+    with distributed.LocalCluster(n_workers=0, dashboard_address=None) as cluster:
+        with pytest.raises(UserError, match="has had no worker for 1 s.* start workers, then give the same command"):
+            list(executors.dask(cluster.scheduler_address)(do_or_end, [EndingJob("a")]))

@@ -48,7 +48,7 @@ def test_a_second_process_is_told_which_one_it_is(owner, tmp_path):
     lock = ProcessLock(tmp_path / "work" / LOCK)
     assert lock.owner.pid == owner.pid and lock.owner.is_here
     sentence = refused(tmp_path / "work")
-    assert sentence.startswith(f"The work is running (process {owner.pid}, for 0 min); wait until")
+    assert sentence.startswith(f"The work is running (process {owner.pid}, for less than a minute); wait until")
     assert lock.owner.pid == owner.pid, "asking takes nothing from it"
 
 

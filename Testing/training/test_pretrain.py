@@ -55,7 +55,7 @@ def test_stopping_leaves_a_checkpoint_and_a_folder_in_use_is_left_alone(tmp_path
     assert [path.name for path in folder.iterdir()] == [pretrain.CHECKPOINT_NAME] and steps_in(folder) == 2
     with pytest.raises(UserError, match="go on with --resume"):
         train(folder, steps=3)
-    running = rf"A pre-training in .* is running \(process {os.getpid()}, for 0 min\)"
+    running = rf"A pre-training in .* is running \(process {os.getpid()}, for less than a minute\)"
     with owning(folder, f"A pre-training in {folder}"), pytest.raises(UserError, match=running):
         train(folder, steps=3, resume=True)
     assert [entry.step for entry in train(folder, steps=3, resume=True)] == [3]
