@@ -15,6 +15,13 @@ def some_names(names: Sequence[str], most: int = 4, joint: str = ", ") -> str:
     return joint.join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
+def some_sentences(sentences: Sequence[str], most: int = 2) -> str:
+    """The first of a list of sentences, and how many there are beside them: `One. Two. There are 7 more.`"""
+    left = len(sentences) - most
+    more = f" There {'is' if left == 1 else 'are'} {left} more." if left > 0 else ""
+    return " ".join(sentences[:most]) + more
+
+
 def within_sentence(text: str) -> str:
     """A sentence as it reads after a colon."""
     return text[:1].lower() + text[1:] if text[1:2].islower() or text[1:2] == " " else text

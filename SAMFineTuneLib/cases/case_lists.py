@@ -61,7 +61,7 @@ def read_list(path: Path, unlabelled: bool = False) -> list[ListedCase]:
     most = max(len(rows[0]), 3) if columns else 3
     rows = rows[1:] if columns else rows
     if not rows:
-        raise UserError(f"“{path.name}” lists no cases; write a line {','.join(needed)} for each.")
+        raise UserError(f"“{path.name}” lists no cases; write a line “{','.join(needed)}” for each.")
     entries = [
         _entry(row, columns or _IN_ORDER, most, needed, number, path, notes) for number, row in enumerate(rows, start=1)
     ]

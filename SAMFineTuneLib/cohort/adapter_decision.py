@@ -65,7 +65,7 @@ def decide(
         reason = _about_gain(gain, in_use)
     if len(candidates) > 1:
         other = next(one for one in candidates if one != start)
-        reason += f" It started from the {start}, which was better than to start from the {other}."
+        reason += f" It started from the {start}, which was better than starting from the {other}."
     today = datetime.now(timezone.utc).date().isoformat()
     return TrainedAdapter(
         number, learned, tuple(candidates[start]), start, dice, dice_before, interval, in_use, reason, today
@@ -84,7 +84,7 @@ def _by_label(found: Dice) -> dict[str, float]:
 def _about_first(dice: Mapping[str, float], patients: int, in_use: bool) -> str:
     told = ", ".join(f"{label} {value:.3f}" for label, value in dice.items()) or "nothing"
     result = "it is used from now on" if in_use else f"no structure is above {_USEFUL:g}, so it is not used yet"
-    return f"It is the first: its proposals reach a Dice of {told} for {_held(patients)}; {result}."
+    return f"The first adapter reaches a Dice of {told} for {_held(patients)}; {result}."
 
 
 def _about_gain(gain: Difference | None, in_use: bool) -> str:

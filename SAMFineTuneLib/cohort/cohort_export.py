@@ -31,7 +31,7 @@ from SAMFineTuneLib.images import SegmentInfo, Volume, read_volume, write_labelm
 from SAMFineTuneLib.images.sitk_images import write_image
 from SAMFineTuneLib.models.optional_packages import require
 from SAMFineTuneLib.report_page import paint
-from SAMFineTuneLib.wording import some_names
+from SAMFineTuneLib.wording import some_sentences
 
 FORMS = ("nifti", "nnunet", "dicom-seg")
 PROVENANCE = "provenance.json"
@@ -88,7 +88,7 @@ def export(
                 left_out.append(f"{case.name} is left out: {reason}")
         progress(len(cases), len(cases), "")
         if not written:
-            raise UserError(f"None of the accepted cases can be exported as {form}: {some_names(left_out, 2, ' ')}")
+            raise UserError(f"None of the accepted cases can be exported as {form}: {some_sentences(left_out)}")
         if form == "nifti":
             named = {str(value): name for value, name in state.labels.items()}
             write_text(building / "labels.json", json.dumps(named, indent=1, ensure_ascii=False))

@@ -20,7 +20,7 @@ from SAMFineTuneLib.cohort.image_check import stamp_of
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images import Volume, read_volume, write_labelmap
 from SAMFineTuneLib.images.segment_info import check_name
-from SAMFineTuneLib.wording import some_names, within_sentence
+from SAMFineTuneLib.wording import some_sentences, within_sentence
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def create_cohort(
     salt = secrets.token_hex(16)
     read = _read(images, root, folder, names, {}, salt, progress)
     if not read.cases:
-        raise UserError(f"None of the images can be read: {some_names(read.notes, 2, ' ')}")
+        raise UserError(f"None of the images can be read: {some_sentences(read.notes)}")
     if not read.names:
         raise UserError(" ".join(["The cohort needs the names of its structures, such as liver,spleen; give them "
                                   "(--labels on the command line).", *read.notes[:2]]))  # fmt: skip
@@ -215,8 +215,7 @@ def _accepted(case: CohortCase, labelled: Case, folder: Path, named: bool, read:
 
 def about_labels(name: str, annotated: Annotated) -> list[str]:
     """Sentences about how the labels of an image were read."""
-    notes = (note for note in annotated.notes if note not in annotated.volume.warnings)
-    return [f"The labels of {name}: {within_sentence(note)}" for note in notes]
+    return [f"{name}: {note}" for note in annotated.notes if note not in annotated.volume.warnings]
 
 
 # ---------------------------------------------------------------- places

@@ -21,7 +21,7 @@ from SAMFineTuneLib.cohort.cohort_folder import Cohort
 from SAMFineTuneLib.cohort.cohort_state import LEASE, CohortCase
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.service import cohort_work as queue
-from SAMFineTuneLib.wording import some_names
+from SAMFineTuneLib.wording import some_sentences
 
 RESULTS = ("export", "report")
 """Pieces that make files for the user."""
@@ -128,7 +128,7 @@ def _export(piece: Piece) -> dict[str, Any]:
 
 def few(notes: Sequence[str]) -> list[str]:
     """The first notes as one, since a panel shows each in a line of its own."""
-    return [some_names(notes, 2, " ")] if notes else []
+    return [some_sentences(notes)] if notes else []
 
 
 def _report(piece: Piece) -> dict[str, Any]:

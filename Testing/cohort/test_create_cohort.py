@@ -107,7 +107,7 @@ def test_what_a_list_lacks_is_one_sentence(tmp_path):
         "image,label\n0.nii.gz,gone.nii.gz": "gone.nii.gz, which does not exist; correct entry 1",
         "image,label\n0.nii.gz\n,0.nii.gz": "Entry 2 of “list.csv” is not image or image,label,patient",
         "image\ngone.nii.gz": "gone.nii.gz, which does not exist",
-        "image,label,patient": "lists no cases; write a line image for each",
+        "image,label,patient": "lists no cases; write a line “image” for each",
         "label,patient\n0.nii.gz,x": "has no column image",
     }.items():
         (tmp_path / "list.csv").write_text(lines)
@@ -266,7 +266,7 @@ def test_segments_of_one_name_in_a_file_are_told(tmp_path):
     save(tmp_path / "labels" / "a.seg.nrrd", labels, fields=fields)
     new = made(tmp_path / "cohort", tmp_path)
     (note,) = new.notes
-    assert note.startswith("The labels of a: 2 segments are named “liver” (labels 1, 2)")
+    assert note.startswith("a: 2 segments are named “liver” (labels 1, 2)")
     assert new.cohort.state.labels == {1: "liver"}
     assert np.array_equal(read_labels(new.cohort.accepted(new.cohort.state.cases[0].key)).array, labels > 0)
 
@@ -284,7 +284,7 @@ def test_a_list_is_matched_as_asked_and_what_became_of_its_labels_is_said(tmp_pa
     assert [case.state for case in new.cohort.state.cases] == ["accepted"] * 3
     assert len({case.patient for case in new.cohort.state.cases}) == 3
     voxel_by_voxel, patient = new.notes
-    assert voxel_by_voxel.startswith("The labels of a: the labels were taken voxel by voxel")
+    assert voxel_by_voxel.startswith("a: The labels were taken voxel by voxel")
     assert patient.startswith("c: The list names no patient")
 
 
@@ -369,7 +369,7 @@ def test_what_is_unusual_about_images_and_labels_is_said(tmp_path):
     for name, labels in (("a", truth(0)), ("b", truth(1)[:4, :20]), ("c", truth(2) * 0)):
         save(tmp_path / "labels" / f"{name}.nii.gz", labels)
     notes = made(tmp_path / "cohort", tmp_path, "blob").notes
-    assert "labels of b" in notes[0] and "32 × 20 × 4" in notes[0]
+    assert notes[0].startswith("b: The labels have 32 × 20 × 4")
     assert "labels of c" in notes[1] and "nothing is labelled" in notes[1]
     for name in ("one/scan", "two/scan", "other"):
         save(tmp_path / "many" / f"{name}.nii.gz", image_of(truth(5), 5))

@@ -136,7 +136,7 @@ def test_the_better_start_is_kept():
     candidates = {"base": dice_of(a=0.6, c=0.6), "adapter 1": dice_of(a=0.7, c=0.6)}
     trained = decide(candidates, before, PATIENTS, (), 2)
     assert trained.start == "adapter 1" and trained.dice == pytest.approx({"liver": 0.65})
-    assert "started from the adapter 1, which was better than to start from the base" in trained.reason
+    assert "started from the adapter 1, which was better than starting from the base" in trained.reason
 
 
 # ---- refusals

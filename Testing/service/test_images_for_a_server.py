@@ -220,4 +220,4 @@ def test_what_became_of_labels_is_told_as_for_a_cohort_beside(department, add, t
     save(tmp_path / "more" / "labels" / "x.nii.gz", truth(1)[:, ::2, ::2], coarse)
     save(tmp_path / "more" / "labels" / "y.nii.gz", truth(1))
     orphans, resampled = add(tmp_path / "more")["notes"]
-    assert orphans.endswith(": y.") and resampled.startswith("The labels of x.nii.gz: the labels (")
+    assert orphans.endswith(": y.") and resampled.startswith("x.nii.gz: The labels (")
