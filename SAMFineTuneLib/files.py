@@ -49,7 +49,7 @@ def atomic_write(path: str | Path, durable: bool = True) -> Iterator[Path]:
     """
     path = Path(path)
     if os.path.islink(path):  # its target is replaced, not the link
-        path = path.resolve()
+        path = Path(os.path.realpath(path))
     temporary = beside(path)
     try:
         with _disk_errors(path, temporary):

@@ -149,16 +149,14 @@ class EmbeddingCache:
             with atomic_write(path, durable=False) as temporary, open(temporary, "wb") as file:
                 file.write(content)
                 file.write(_digest(key, content))
-            written = len(content) + _DIGEST_BYTES
+            if self._disk_size is None:
+                self._disk_size = self.info().size
+            else:
+                self._disk_size += len(content) + _DIGEST_BYTES
+            if self._disk_size > self.disk_bytes:
+                self._evict(keep=path)
         except (OSError, DiskError) as error:  # without the cache the answer only takes longer
             self.failure = error
-            return
-        if self._disk_size is None:
-            self._disk_size = self.info().size
-        else:
-            self._disk_size += written
-        if self._disk_size > self.disk_bytes:
-            self._evict(keep=path)
 
     def _evict(self, keep: Path) -> None:
         """Remove the least recently used entries until the folder is a tenth below its limit."""

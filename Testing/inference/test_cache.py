@@ -152,6 +152,21 @@ def test_a_folder_that_cannot_be_written_costs_the_cache_not_the_answer(tmp_path
     assert same(cache.get_or_compute(KEY, must_not_compute), some_embedding())
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a permission there")
+def test_a_link_in_a_circle_in_an_entry_s_place_is_replaced(tmp_path):
+    entry = tmp_path / f"{KEY}.npz"
+    entry.symlink_to(entry)
+    assert same(EmbeddingCache(tmp_path).get_or_compute(KEY, some_embedding), some_embedding())
+    assert same(EmbeddingCache(tmp_path).get_or_compute(KEY, must_not_compute), some_embedding())
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="the administrator may list every folder")
+def test_a_folder_that_cannot_be_listed_costs_the_cache_not_the_answer(tmp_path):
+    (tmp_path / "cache").mkdir(mode=0o300)
+    cache = EmbeddingCache(tmp_path / "cache")
+    assert same(cache.get_or_compute(KEY, some_embedding), some_embedding()) and cache.failure is not None
+
+
 def test_a_senseless_size_setting_is_refused_with_a_sentence(monkeypatch):
     for text in ("much", "nan", "-1"):
         monkeypatch.setenv("SAMFINETUNE_CACHE_GB", text)
