@@ -173,7 +173,7 @@ def test_of_two_programs_that_write_other_names_into_one_empty_folder_the_first_
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="this system has no place without folders")
 def test_a_place_where_no_folder_can_be_is_one_sentence():
     for write in (atomic_write, staged_folder, owning_it):
-        with pytest.raises(DiskError, match="The folder of “/proc/nothing/a” is not there and cannot be made"):
+        with pytest.raises(DiskError, match="The folder of “/proc/nothing/a” does not exist and cannot be made"):
             with write("/proc/nothing/a"):
                 pass
 
