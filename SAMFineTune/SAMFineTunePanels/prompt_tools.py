@@ -59,7 +59,7 @@ class PromptTools:
         button = qt.QToolButton()
         button.text, button.toolTip = text, hint
         button.setIcon(qt.QIcon(icon))
-        button.iconSize = qt.QSize(22, 22)
+        button.iconSize = qt.QSize(18, 18)
         button.setToolButtonStyle(qt.Qt.ToolButtonTextUnderIcon)
         button.checkable = button.autoRaise = True
         button.setFocusPolicy(qt.Qt.TabFocus)  # a click leaves the focus where it is

@@ -140,7 +140,10 @@ class Library:
         with tempfile.TemporaryDirectory(dir=store.folder, prefix=".upload-") as folder:
             file = Path(folder) / f"{stem}{ending}"
             file.write_bytes(data)
-            proposal = examine(file, model, like)
+            try:
+                proposal = examine(file, model, like)
+            except UserError as error:  # which names the copy, and nobody knows that
+                raise UserError(str(error).replace(str(file), file.name)) from error
             installed = store.add(proposal.spec, proposal.sources)
         return {"model": installed.spec.id, "findings": list(proposal.findings), "terms": proposal.terms}
 

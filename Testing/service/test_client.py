@@ -436,6 +436,9 @@ def test_a_file_that_is_no_model_is_a_sentence(host, monkeypatch, tmp_path):
     (tmp_path / "evil.sh").write_text("echo")
     request = host.client.import_model(str(tmp_path / "evil.sh"))
     assert ".safetensors" in host.until_told(Failed, request=request).text
+    (tmp_path / "noise.pth").write_bytes(b"garbage" * 100)
+    request = host.client.import_model(str(tmp_path / "noise.pth"))
+    assert host.until_told(Failed, request=request).text.startswith("noise.pth is not a checkpoint")
 
 
 def test_a_snapshot_restores_the_session_on_the_same_volume(scene, volume, app):
