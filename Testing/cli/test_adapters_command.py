@@ -255,20 +255,30 @@ def test_a_damaged_export_is_refused_on_import(samfinetune, here, tmp_path):
     assert not (tmp_path / "home" / "adapters" / "organs").exists()
 
 
-def test_an_adapter_of_values_that_are_not_numbers_is_refused(samfinetune, here):
-    import torch
+def with_tensors(folder, change):
+    """An adapter whose tensors are what `change` makes of them, and whose card says so."""
     from safetensors.torch import load_file, save_file
 
     from SAMFineTuneLib.files import sha256_of
 
-    file = here / "adapter_model.safetensors"
-    tensors = load_file(file)
-    name = next(iter(tensors))
-    tensors[name] = tensors[name] * torch.nan
-    save_file(tensors, file)
-    card = json.loads((here / "card.json").read_text())
+    file = folder / "adapter_model.safetensors"
+    save_file(change(load_file(file)), file)
+    card = json.loads((folder / "card.json").read_text())
     card["files"][file.name] = sha256_of(file)
-    (here / "card.json").write_text(json.dumps(card))
+    (folder / "card.json").write_text(json.dumps(card))
+
+
+@pytest.mark.parametrize("part", [".attn.qkv.lora_", ".v_proj.lora_", "mask_decoder.iou_token."])
+def test_an_adapter_without_some_of_its_tensors_is_refused(samfinetune, here, volumes, part):
+    with_tensors(here, lambda tensors: {name: value for name, value in tensors.items() if part not in name})
+    used = samfinetune("segment", volumes / "three.nii.gz", "-o", "x.nii.gz", "--auto", "--adapter", here)
+    assert used.code == 2 and "it lacks the tensors of" in used.err and used.err.count("\n") == 1
+
+
+def test_an_adapter_of_values_that_are_not_numbers_is_refused(samfinetune, here):
+    import torch
+
+    with_tensors(here, lambda tensors: tensors | {min(tensors): tensors[min(tensors)] * torch.nan})
     for command in (("adapters", "import", here), ("adapters", "show", here)):
         refused = samfinetune(*command)
         assert refused.code == 2 and "not numbers" in refused.err and "train it again" in refused.err

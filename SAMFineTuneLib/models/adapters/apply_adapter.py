@@ -99,6 +99,10 @@ def _merged(
 ) -> dict[str, Tensor]:
     """Remove the LoRA matrices from `tensors`, and return their layers' weights with scale * B A added."""
     weights = {}
+    for key, ending in (("target_modules", "lora_A.weight"), ("modules_to_save", "")):
+        for part in config[key] if isinstance(config.get(key), list) else ():
+            if not any(f".{part}.{ending}" in f".{name}" for name in tensors):
+                raise _misfit(adapter, f"it lacks the tensors of {part}")
     for name in [name for name in tensors if name.endswith(".lora_A.weight")]:
         layer = name.removesuffix(".lora_A.weight")
         down, up = tensors.pop(name), tensors.pop(f"{layer}.lora_B.weight", None)
