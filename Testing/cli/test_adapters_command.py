@@ -185,7 +185,7 @@ def test_nnunet_channels_are_one_volume(samfinetune, here, volumes, tmp_path):
         shutil.copy(volumes / "three.nii.gz", tmp_path / "imagesTs" / f"{name}.nii.gz")
     result = samfinetune("segment", "imagesTs", "-o", "out", "--auto", "--adapter", here, "--format", ".nii.gz")
     assert result.code == 0 and [path.name for path in (tmp_path / "out").iterdir()] == ["case.nii.gz"]
-    assert "left out: 1 file with further channels" in result.out
+    assert "left out: 1 file named as further channels" in result.out
 
 
 @pytest.mark.parametrize(

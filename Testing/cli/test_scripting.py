@@ -225,5 +225,5 @@ def test_prompts_and_volumes_that_do_not_belong_together_are_said(scans, tmp_pat
     (prompts / "one_liver.json").write_text((scans / "prompts" / "one.json").read_text())
     assert run(*command) == 0
     out = capsys.readouterr().out
-    assert "holds no prompts for them: two.nii.gz" in out and "three.json is named after none" in out
+    assert "holds no prompts for them: two.nii.gz" in out and "three.json is left out" in out
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["one.seg.nrrd"]

@@ -497,7 +497,7 @@ def test_settings_that_are_not_of_a_lora_are_refused(adapter, small, values):
     file = adapter / "adapter_config.json"
     file.write_text(values if isinstance(values, str) else json.dumps(json.loads(file.read_text()) | values))
     change_card(adapter, files=lambda files: files | {file.name: sha256_of(file)})
-    assert re.search(r"adapter_config.json is not the LoRA it should be \(.+\)", refused(adapter, small))
+    assert re.search(r"adapter_config.json is not a valid LoRA configuration \(.+\)", refused(adapter, small))
 
 
 def test_weights_that_are_not_floats_are_refused(adapter, small):

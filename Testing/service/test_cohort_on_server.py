@@ -440,7 +440,7 @@ def test_nothing_without_the_token(department, cohort, token):
 def test_a_server_of_another_protocol_is_told_apart(department, monkeypatch):
     client = department.client()
     monkeypatch.setattr(protocol, "PROTOCOL", protocol.PROTOCOL + 1)
-    with pytest.raises(Unreached, match="do not understand each other; update"):
+    with pytest.raises(Unreached, match="are incompatible; update"):
         client.names()
     monkeypatch.undo()
     assert client.names() == ("liver",)

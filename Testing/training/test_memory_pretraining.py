@@ -82,7 +82,7 @@ def test_a_resumed_run_repeats_the_uninterrupted_one(tmp_path, without_export):
     assert [entry.step for entry in history] == [1, 2, 3] and history[-1].measured["dice"] > 0
     with pytest.raises(Stopped):
         train(parted, steps=3, progress=seen.append, cancel=lambda: len(seen) > 1)
-    with pytest.raises(UserError, match="go on with --resume"):
+    with pytest.raises(UserError, match="continue it with --resume"):
         train(parted, steps=3)
     train(parted, steps=3, resume=True)
     one, other = weights(whole), weights(parted)

@@ -53,7 +53,7 @@ def test_stopping_leaves_a_checkpoint_and_a_folder_in_use_is_left_alone(tmp_path
     with pytest.raises(Stopped):
         train(folder, steps=3, progress=asked.append, cancel=lambda: len(asked) > 1)
     assert [path.name for path in folder.iterdir()] == [pretrain.CHECKPOINT_NAME] and steps_in(folder) == 2
-    with pytest.raises(UserError, match="go on with --resume"):
+    with pytest.raises(UserError, match="continue it with --resume"):
         train(folder, steps=3)
     running = rf"A pre-training in .* is running \(process {os.getpid()}, for less than a minute\)"
     with owning(folder, f"A pre-training in {folder}"), pytest.raises(UserError, match=running):

@@ -107,7 +107,7 @@ def test_shots_test_the_adapter_itself_and_a_cancelled_run_goes_on(cases, tmp_pa
     with pytest.raises(Stopped):
         fine_tune(cases, tmp_path / "a", Store().get(), settings, told.append, lambda: told[-1].step == 1)
     assert working_folder(tmp_path / "a").is_dir() and not (tmp_path / "a").exists()
-    with pytest.raises(UserError, match="go on with --resume"):
+    with pytest.raises(UserError, match="continue it with --resume"):
         fine_tune(cases, tmp_path / "a", Store().get(), settings)
     other = TrainingSettings(**{**SMALL, "steps": 3}, shots=1, heads=("promptable",))
     with pytest.raises(UserError, match="had other settings"):
