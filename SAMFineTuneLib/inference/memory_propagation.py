@@ -1,8 +1,9 @@
 """Propagates a segment with the volume memory: all its known masks answer for many slices at once.
 
 The memory (`models.architectures.volume_memory`) sees a block of slices around the structure. It is asked several
-times: with the known masks first, then with its own earlier answer, around which the block is cut anew; each time the
-answer reaches further. At last the slice model is prompted with the answer on each slice, and a mean of both counts:
+times: first with the known masks, and with these carried along with the picture (`slice_registration`) as its earlier
+answer; then with its own. Each time the block is cut anew around the earlier answer, and the answer reaches further.
+At last the slice model is prompted with the answer on each slice, and a mean of both counts:
 the memory knows where the structure is, the slice model where its border is. Where the structure goes on at an end of
 the block, the next block overlaps this one and has its answers as the earlier ones. On every slice the memory also says
 whether the structure is there at all; propagation ends at the first slice where it is not.
@@ -33,6 +34,7 @@ from SAMFineTuneLib.inference.block_path import BlockPath, path_through
 from SAMFineTuneLib.inference.mask_shapes import overlap
 from SAMFineTuneLib.inference.onnx_memory import VolumeMemory
 from SAMFineTuneLib.inference.progress import Cancelled
+from SAMFineTuneLib.inference.slice_registration import carried_masks
 from SAMFineTuneLib.inference.unchanged_structure import appearance, is_unchanged
 from SAMFineTuneLib.models.volume_block import channels, grey_evidence, stretch
 
@@ -49,6 +51,7 @@ _FINEST = 0.5  # cells from slice to slice: slices between closer ones are left 
 _OUTLINED = 2 / 3  # share of the slice model in the mean
 _SHRUNK = 0.85  # share of the area of another slice; below, the structure may have been lost
 _SAME = 0.5  # least IoU of the memory's mask with what inner points of it give
+_CARRIED = 8.0  # slices after which a carried mask is only a third as sure
 _STEEP = 1.0  # growth of a mask's radius, in distances from slice to slice, above which it may have leaked
 _ALIKE = 0.85  # IoU with the slice before, from which on a mask has not leaked, however much it grew
 _REFERENCES = 5  # known slices beyond a block that tell what the structure looks like
@@ -196,7 +199,8 @@ class _Run:
             start, stop = max(start, missing[0] - OVERLAP), min(stop, missing[-1] + OVERLAP)
         indices = range(start, stop + 1)
         before = {index: self.found[index] for index in indices if index in self.found}
-        answers = yield from self._passes(before, before, indices, PASSES)
+        guess = yield from self._guess(before, missing)
+        answers = yield from self._passes({**guess, **before}, before, indices, PASSES)
         for _ in range(_ROUNDS):
             fuller = {}
             for index in sorted(answers.keys() - before.keys() - self.known.keys()):
@@ -218,6 +222,28 @@ class _Run:
             if index not in self.known:
                 self.found[index] = self._answer(index, answer)
                 yield {index: self.found[index]}
+
+    def _guess(
+        self, before: Mapping[int, SliceAnswer], missing: list[int]
+    ) -> Generator[dict[int, SliceAnswer], None, dict[int, SliceAnswer]]:
+        """What the memory is shown as its first answer: the nearest masks, carried along with the picture, the less
+        sure the further they have come."""
+        shares = {index: mask for index, mask in self.known.items() if mask.any()}
+        shares |= {index: answer.share for index, answer in before.items() if answer.there}
+        carried: dict[int, list[tuple[np.ndarray, float]]] = {}
+        stack = self.slices
+        for index, share, away in carried_masks(shares, missing, stack.picture, stack.count, stack.distance):
+            if self.cancelled():
+                return {}
+            carried.setdefault(index, []).append((share, 1 / away))
+            yield {}
+        guess = {}
+        for index, found in carried.items():
+            several, nearness = zip(*found, strict=True)
+            share = np.average(several, axis=0, weights=nearness)
+            sure = np.exp(-1 / max(nearness) / _CARRIED)
+            guess[index] = SliceAnswer((0.5 + sure * (share - 0.5)).astype(np.float32), 1.0)
+        return guess
 
     def _answer(self, index: int, answer: SliceAnswer) -> SliceAnswer:
         """What counts on a slice, given the memory's answer."""

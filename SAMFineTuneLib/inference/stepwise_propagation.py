@@ -1,4 +1,5 @@
-"""Propagates masks from slice to slice: the mask of a slice gives the prompts of the next one.
+"""Propagates masks from slice to slice: the mask of a slice gives the prompts of the next one, to which it is carried
+along with the picture first (`slice_registration`).
 
 The protocol is that of MedicoSAM's 3-D evaluation (Archit et al. 2025, arXiv 2501.11734): a direction ends when the new
 mask overlaps the previous one too little. In addition, each connected piece of a mask is propagated on its own, so that
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,6 +27,7 @@ from SAMFineTuneLib.inference.piece_tracks import followed_pieces
 from SAMFineTuneLib.inference.progress import Cancelled, Meter
 from SAMFineTuneLib.inference.propagation_plan import Front, PropagatedSlice, PropagationEnd, PropagationPlan
 from SAMFineTuneLib.inference.settings import PropagationSettings
+from SAMFineTuneLib.inference.slice_registration import carried_mask
 from SAMFineTuneLib.inference.unchanged_structure import appearance
 
 if TYPE_CHECKING:
@@ -66,7 +69,7 @@ class StepwisePropagation:
         cancelled: Cancelled,
         meter: Meter,
     ) -> None:
-        self.predictor, self._picture, self.settings = predictor, shown, settings
+        self.predictor, self._picture, self.settings = predictor, lru_cache(4)(shown), settings
         self.plan, self.cancelled, self.meter = plan, cancelled, meter
         self._absent: set[int] = set()
 
@@ -115,18 +118,18 @@ class StepwisePropagation:
             step = alive[0]
             front, other = fronts[step], fronts[-step]
             index = front.index + step
-            carried = front
+            carried, meets = front, None
             if index + step == other.index and len(alive) == 2:
                 # The last slice of the gap is prompted from both sides, unless they contradict each other.
-                if overlap(front.mask, other.mask) < self.settings.min_overlap:
+                if overlap(self._expected(front, index), self._expected(other, index)) < self.settings.min_overlap:
                     both = " and ".join(map(self.plan.where, ends))
                     yield PropagationEnd(
                         f"The masks that come from {both} do not agree where they meet, at {self.plan.where(index)}; "
                         "prompt a slice there."
                     )
                 else:
-                    carried = replace(front, mask=front.mask | other.mask, sources=front.sources + other.sources)
-            results = self._advance(carried, step, other.index - step, other)
+                    carried, meets = replace(front, sources=front.sources + other.sources), other
+            results = self._advance(carried, step, other.index - step, other, meets)
             if isinstance(results, _Refused):
                 refusals.append(results.reason)
                 alive.remove(step)
@@ -148,13 +151,14 @@ class StepwisePropagation:
             )
 
     def _advance(
-        self, front: Front, step: int, last: int, beyond: Front | None = None
+        self, front: Front, step: int, last: int, beyond: Front | None = None, meets: Front | None = None
     ) -> list[PropagatedSlice] | _Refused:
         """The mask on the next slice. Where that slice is interpolated and the structure not found, also the masks up
-        to the next slice where it is, `last` at most; `beyond` is the known mask behind that."""
+        to the next slice where it is, `last` at most; `beyond` is the known mask behind that, and `meets` a front from
+        the other side that prompts the slice, too."""
         skipped: list[int] = []
         for index in range(front.index + step, last + step, step):
-            result = self._carry(front, index)
+            result = self._carry(front, index, meets)
             if not isinstance(result, _Refused):
                 return [*self._bridge(front, skipped, index, result.mask, result.score), result]
             if index not in self.plan.interpolated:
@@ -176,26 +180,38 @@ class StepwisePropagation:
             )
         return found
 
-    def _carry(self, front: Front, index: int) -> PropagatedSlice | _Refused:
-        """The mask on slice `index`, prompted by a neighbouring slice's mask."""
+    def _expected(self, front: Front, index: int) -> np.ndarray:
+        """A front's mask as it is expected on slice `index`: its pieces carried along with the picture."""
+        if index in self.plan.interpolated:
+            return front.mask
+        expected = np.zeros_like(front.mask)
+        for piece in followed_pieces(front.mask):
+            share = carried_mask(piece.astype(np.float32), front.index, index, self._picture, self.plan.stack.count)
+            expected |= share > 0.5 if (share > 0.5).any() else piece
+        return expected
+
+    def _carry(self, front: Front, index: int, meets: Front | None) -> PropagatedSlice | _Refused:
+        """The mask on slice `index`, prompted by what is expected there from a neighbouring slice's mask."""
         if index in self._absent:
             return _Refused(index, "the structure is not there")
-        shown = self._picture(index)
-        carried = np.zeros(front.mask.shape, dtype=bool)
+        shown, expected = self._picture(index), self._expected(front, index)
+        if meets is not None:
+            expected = expected | self._expected(meets, index)
+        found = np.zeros(front.mask.shape, dtype=bool)
         scores, refusals = [], []
-        for piece in followed_pieces(front.mask):
+        for piece in followed_pieces(expected):
             answer = prompted_by_piece(self.predictor, shown, piece)
             new, score = answer.mask_near(piece), answer.score
             reason = self._doubt(piece, new, score, front, index, None if index in self.plan.interpolated else shown)
             if reason:
                 refusals.append(reason)
             else:
-                carried |= new
+                found |= new
                 scores.append(score)
         if not scores:
             return _Refused(index, refusals[0])
-        shared = overlap(front.mask, carried)
-        return PropagatedSlice(self.plan.stack.plane(index), carried, min(scores), shared, front.sources)
+        shared = overlap(front.mask, found)
+        return PropagatedSlice(self.plan.stack.plane(index), found, min(scores), shared, front.sources)
 
     def _doubt(
         self, before: np.ndarray, after: np.ndarray, score: float, front: Front, index: int, shown: np.ndarray | None
@@ -211,7 +227,7 @@ class StepwisePropagation:
             return f"the area changes from {old} to {new} pixels"
         shared = overlap(before, after)
         if shared < self.settings.min_overlap:
-            return f"the mask has too little in common with the slice before (IoU {shared:.2f})"
+            return f"the mask has too little in common with what the slice before leads to expect (IoU {shared:.2f})"
         if shown is None:
             return None
         here, prompted = appearance(shown, after), front.prompted
