@@ -33,12 +33,6 @@ class BlockPath:
         """Pixels a cell is wide."""
         return self.side / CELLS
 
-    def moved(self, other: BlockPath, indices: range) -> float:
-        """How far another path leads away from this one, or is wider or narrower, in sides of the square."""
-        inside = np.asarray(indices)
-        away = np.abs(self.centers[inside] - other.centers[inside]).max() / self.side
-        return max(float(away), abs(other.side / self.side - 1) / 2)
-
     def cut(self, picture: np.ndarray, index: int) -> np.ndarray:
         """Average a slice (H, W) in the cells of the block, float32 (CELLS, CELLS)."""
         parts, weights = [], []

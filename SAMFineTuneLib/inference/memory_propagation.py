@@ -42,11 +42,8 @@ MOST_SLICES = 32
 """Slices of a block."""
 OVERLAP = 10
 """Slices that a block shares with the one before."""
-PASSES = 8
-"""How often a block is asked for at most."""
-_ROUNDS, _PASSES_AFTER = 2, 3
-"""How often the memory is asked again after the slice model found more, and how many passes that takes at most."""
-_MOVED = 0.03  # a path that moves less, in sides of the block, need not be followed again
+PASSES = 2
+"""How often a block is asked for."""
 _FINEST = 0.5  # cells from slice to slice: slices between closer ones are left out
 _OUTLINED = 2 / 3  # share of the slice model in the mean
 _SHRUNK = 0.85  # share of the area of another slice; below, the structure may have been lost
@@ -200,18 +197,22 @@ class _Run:
         indices = range(start, stop + 1)
         before = {index: self.found[index] for index in indices if index in self.found}
         guess = yield from self._guess(before, missing)
-        answers = yield from self._passes({**guess, **before}, before, indices, PASSES)
-        for _ in range(_ROUNDS):
-            fuller = {}
-            for index in sorted(answers.keys() - before.keys() - self.known.keys()):
-                if self.cancelled():
-                    return
-                if (found := self._fuller(index, answers[index])) is not None:
-                    fuller[index] = found
-                yield {}
-            if not fuller:
-                break
-            answers = yield from self._passes({**answers, **fuller}, before, indices, _PASSES_AFTER)
+        answers = {**guess, **before}
+        for _ in range(PASSES):
+            if self.cancelled():
+                return
+            answers = self._ask(indices, answers, before)
+            yield {}
+        fuller = {}
+        for index in sorted(answers.keys() - before.keys() - self.known.keys()):
+            if self.cancelled():
+                return
+            if (found := self._fuller(index, answers[index])) is not None:
+                fuller[index] = found
+            yield {}
+        if fuller:
+            answers = self._ask(indices, {**answers, **fuller}, before)
+            yield {}
         if self.cancelled():
             return
         new = {index: answer for index, answer in answers.items() if index not in self.found}
@@ -253,24 +254,6 @@ class _Run:
         outlined = self._fuller(index, answer) or self._outlined(index, answer)
         found = self._unchanged(index, outlined) or outlined
         return replace(found, presence=0.0) if self._leaks(index, found) else found
-
-    def _passes(
-        self, answers: dict[int, SliceAnswer], before: dict[int, SliceAnswer], indices: range, most: int
-    ) -> Generator[dict[int, SliceAnswer], None, dict[int, SliceAnswer]]:
-        """Ask for a block, given `answers`, until they change no more; those `before` stay where the path leads."""
-        path = self._path({**answers, **before}, indices)
-        for number in range(most):
-            if self.cancelled():
-                break
-            there = {index for index, answer in answers.items() if answer.there}
-            answers = self._ask(path, indices, answers)
-            yield {}
-            again = self._path({**answers, **before}, indices)
-            still = there == {index for index, answer in answers.items() if answer.there}
-            if number and still and path.moved(again, indices) < _MOVED:
-                break
-            path = again
-        return answers
 
     def _fuller(self, index: int, answer: SliceAnswer) -> SliceAnswer | None:
         """The mean with the slice model's answer to inner points, where the memory's mask has shrunk and these give
@@ -348,8 +331,11 @@ class _Run:
             masks = {index: mask for index, mask in self.known.items() if mask.any()}
         return path_through(masks, self.slices.count)
 
-    def _ask(self, path: BlockPath, indices: range, earlier: Mapping[int, SliceAnswer]) -> dict[int, SliceAnswer]:
-        """The memory's answer for a block, given an earlier one."""
+    def _ask(
+        self, indices: range, earlier: Mapping[int, SliceAnswer], before: Mapping[int, SliceAnswer]
+    ) -> dict[int, SliceAnswer]:
+        """The memory's answer for a block, given an earlier one; those `before` stay where the block is cut."""
+        path = self._path({**earlier, **before}, indices)
         shown = self._shown(indices, path)
         references = self._references(shown)
         cells = stretch(np.stack([path.cut(self.slices.picture(index), index) for index in (*shown, *references)]))

@@ -145,7 +145,7 @@ def test_the_better_start_is_kept():
 def test_too_few_patients_are_refused_before_pytorch_is_loaded(tmp_path, monkeypatch):
     cohort = small_cohort(tmp_path, count=3, labelled=2)
     monkeypatch.setattr(optional_packages, "require", lambda *_, **__: pytest.fail("PyTorch takes long to load"))
-    with pytest.raises(UserError, match="accepted cases of 3 patients or more, .* 2 are there"):
+    with pytest.raises(UserError, match="accepted cases of 3 patients or more, .* 2 are accepted"):
         retrain(cohort)
     assert not (cohort.folder / TRAINING).exists()
 

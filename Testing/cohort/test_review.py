@@ -319,7 +319,7 @@ def test_labels_of_one_name_are_refused(cohort, names):
     path = cohort.folder / STATE_FILE
     path.write_text(json.dumps({**json.loads(path.read_text()), "labels": dict(zip("12", names, strict=True))}))
     for act in (lambda: cohort.state, lambda: Cohort(cohort.folder), lambda: accept(cohort, "a", truth(0))):
-        with pytest.raises(UserError, match="cohort.json” gives several labels one name"):
+        with pytest.raises(UserError, match="cohort.json” gives two labels the same name"):
             act()
 
 

@@ -524,7 +524,7 @@ def test_prompts_whose_segments_were_lost_are_spoken_of(
     again.session.attach()
     again.settle()
     assert again.session.prompts == ()
-    assert ["3 prompts went" in text for text in again.texts(Failed)] == [True]
+    assert ["Deleted 3 prompts" in text for text in again.texts(Failed)] == [True]
 
 
 def test_another_image_below_the_same_prompts(host, made, red, slicer_scene, load_mrb, open_session, tmp_path):

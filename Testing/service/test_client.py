@@ -365,7 +365,7 @@ def test_everything_finds_objects_that_can_be_looked_at_and_adopted(scene, volum
     assert state.undo_name == "add found objects"
     assert {event.segment for event in told(scene, MaskChanged)} == {40, *values}
     client.adopt(job, [99])
-    assert "not there" in scene.until_told(Failed).text
+    assert "does not exist" in scene.until_told(Failed).text
 
 
 def test_embedding_in_the_background_tells_how_far_it_is(scene, volume):

@@ -503,7 +503,7 @@ def test_accepted_cases_are_exported_and_reported_from_the_menu(work, tmp_path, 
     work.tab.menu.exportAction.trigger()
     assert export.ui.folderEdit.currentPath == f"{work.folder}-cohort-nnunet" and export.ui.visibleOnlyBox.isHidden()
     for folder, sentence in (("", "Choose a folder"), (str(work.folder), "exists already"),
-                             (str(tmp_path / "no" / "where"), "is not there")):  # fmt: skip
+                             (str(tmp_path / "no" / "where"), "does not exist")):  # fmt: skip
         export.ui.folderEdit.currentPath = folder
         export.ui.exportButton.click()
         assert sentence in export.ui.problemLabel.text and export.dialog.isVisible()
