@@ -17,6 +17,7 @@ from SAMFineTuneLib.models.volume_block import stretch
 _STEPS = (20, 15)  # on the coarse and on the fine grid
 _NOISE = 0.7  # cells: pictures are blurred by this much first
 _STIFFNESS = 2.0  # cells: the deformation is smooth over this distance
+_FARTHEST = 0.5  # of the longer side of a mask: from its middle, a structure is about as deep as it is wide
 _LONGEST = 1.0  # cells: a step is at most this long
 
 
@@ -27,8 +28,8 @@ def carried_masks(
     count: int,
     distance: float,
 ) -> Iterator[tuple[int, np.ndarray, int]]:
-    """Carry masks to slices that have none, in both directions, until they vanish, meet a slice that has one, or are as
-    far away as the structure is wide.
+    """Carry masks to slices that have none, in both directions, until they vanish, meet a slice that has one, or are
+    half as far away as the structure is wide.
 
     Args:
         shares: known masks or shares of the structure (H, W), 0 to 1, by slice; none of them empty.
@@ -42,7 +43,7 @@ def carried_masks(
         known ones comes twice.
     """
     for start, known in shares.items():
-        farthest = path_through({start: known > 0.5}, count).side / SURROUNDINGS / distance
+        farthest = path_through({start: known > 0.5}, count).side / SURROUNDINGS * _FARTHEST / distance
         for step in (1, -1):
             share, index = known.astype(np.float32), start
             while index + step in missing and abs(index - start) < farthest and (share > 0.5).any():
