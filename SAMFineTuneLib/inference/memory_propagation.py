@@ -42,7 +42,7 @@ MOST_SLICES = 32
 """Slices of a block."""
 OVERLAP = 10
 """Slices that a block shares with the one before."""
-PASSES = 2
+PASSES = 4
 """How often a block is asked for."""
 _FINEST = 0.5  # cells from slice to slice: slices between closer ones are left out
 _OUTLINED = 2 / 3  # share of the slice model in the mean
