@@ -214,9 +214,11 @@ def _nominal_gap(frame: Frame, notes: list[str]) -> float:
 
 
 def _in_stored_order(frames: Sequence[Frame], notes: list[str]) -> tuple[list[Slice], float]:
+    numbered = len({(frame.instance, frame.number) for frame in frames}) == len(frames)
+    order = "numbers" if numbered else "names, because they are not numbered one by one"
     notes.append(
         "The images do not say where they lie in the patient; "
-        + ("they are stacked in the order of their numbers, and " if len(frames) > 1 else "")
+        + (f"they are stacked in the order of their {order}, and " if len(frames) > 1 else "")
         + "positions in millimetres count from the first pixel."
     )
     ordered = sorted(frames, key=lambda one: (one.instance is None, one.instance, str(one.file), one.number))

@@ -50,6 +50,7 @@ class Piece:
     values: np.ndarray  # [row, column]
     padding: np.ndarray | None  # bool [row, column]
     mirror: float | None  # for MONOCHROME1: shown value = mirror − stored value
+    signed: bool = False  # whether stored values have a sign
 
 
 def read_frames(frames: Sequence[Frame]) -> tuple[dict[int, Piece], dict[Path, UserError]]:
@@ -248,7 +249,7 @@ def _piece(dataset: Dataset, stored: np.ndarray, frame: Frame) -> Piece:
         slope, intercept = -slope, mirror - intercept
     if padding is not None and not padding.any():
         padding = None
-    return Piece(_rescaled(values, slope, intercept), padding, mirror)
+    return Piece(_rescaled(values, slope, intercept), padding, mirror, bool(dataset.PixelRepresentation))
 
 
 def _padding(dataset: Dataset, stored: np.ndarray) -> np.ndarray | None:

@@ -328,8 +328,20 @@ def _volume(series: _Series, unreadable: Sequence[UnreadableFile] = ()) -> Volum
             f"{lacking} of {len(stack.sources)} images lack the rescale (RescaleSlope, RescaleIntercept) that the "
             "others have, so that their grey values may be wrong; check them."
         )
-    if any(mirror is not None for mirror in mirrors):
+    inverted = sum(pieces[id(frame)].mirror is not None for frame in stack.sources)
+    if inverted == len(stack.sources):
         notes.append("The image is stored with dark as bright (MONOCHROME1); its values are inverted.")
+    elif inverted:
+        notes.append(
+            f"{inverted} of {len(stack.sources)} images are stored with dark as bright (MONOCHROME1), and only their "
+            "values are inverted, so that grey values may differ from slice to slice; check them."
+        )
+    signed = sum(pieces[id(frame)].signed for frame in stack.sources)
+    if 0 < signed < len(stack.sources):
+        notes.append(
+            f"{signed} of {len(stack.sources)} images hold numbers with a sign and the others without "
+            "(PixelRepresentation), so that grey values may differ from slice to slice; check them."
+        )
     return Volume(
         array,
         stack.affine,

@@ -21,7 +21,7 @@ import SimpleITK as sitk
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.sitk_images import affine_of, quiet, require_utf8
-from SAMFineTuneLib.images.text_headers import check_text_header
+from SAMFineTuneLib.images.text_headers import check_text_header, longer
 from SAMFineTuneLib.images.volume import Volume, VolumeSource, grid_distance, is_sheared
 
 _FORMATS = {".nii": "NIfTI", ".nii.gz": "NIfTI", ".nrrd": "NRRD", ".nhdr": "NRRD", ".mha": "MetaImage",
@@ -54,6 +54,8 @@ def read_volume_file(path: Path) -> Volume:
     require_utf8(path)
     kind = _format(path)
     header, no_numbers, warnings = _scan_nifti(path) if kind == "NIfTI" else (None, np.empty(0, int), ())
+    if header is not None:
+        _require_matrix(path, header)
     try:
         warnings += () if kind == "NIfTI" else check_text_header(path)
         with quiet(), _permissive_nifti(), _plainly_named(path) as named:
@@ -144,6 +146,23 @@ def _sheared(path: Path) -> UserError:
     )
 
 
+def _require_matrix(path: Path, header: np.void) -> None:
+    """Raise UserError when the matrix that ITK would use is unusable: it reads NaN as 0, or calls it a rotation."""
+    sform, problem = header["srow"], ""
+    if header["sform_code"] > 0:
+        lengths = np.linalg.norm(sform[:, :3], axis=0)
+        if not np.isfinite(sform).all():
+            problem = "sform) holds values that are not numbers"
+        elif header["qform_code"] <= 0 and abs(np.linalg.det(sform[:, :3])) <= 1e-6 * lengths.prod():
+            problem = "sform) gives no three directions"
+    elif header["qform_code"] > 0 and not np.isfinite([*header["quaternion"], *header["shift"]]).all():
+        problem = "qform) holds values that are not numbers"
+    if problem:
+        raise UserError(
+            f"The matrix of “{path.name}” ({problem}, so that it is not known where the image lies; export it again."
+        )
+
+
 def _check_nifti(path: Path, affine: np.ndarray, shape: tuple[int, ...], header: np.void) -> tuple[str, ...]:
     """Sentences about where a NIfTI file contradicts `affine`, which ITK, and so Slicer, derives from it: the file may
     hold two matrices, pixel sizes and a unit. UserError when no label map can follow its matrix."""
@@ -210,7 +229,7 @@ def _matrices(header: np.void, unit: float) -> dict[str, np.ndarray]:
     found = {}
     for name, matrix in (("sform", sform), ("qform", qform)):
         matrix[:3] *= unit
-        if header[f"{name}_code"] > 0 and np.isfinite(matrix).all():
+        if header[f"{name}_code"] > 0 and np.isfinite(matrix).all() and (name == "qform" or np.linalg.det(matrix)):
             found[name] = matrix
     return found
 
@@ -230,12 +249,18 @@ def _scan_nifti(path: Path) -> tuple[np.void, np.ndarray, tuple[str, ...]]:
         if order is None:
             raise UserError(f"“{path.name}” is not a NIfTI-1 file, and NIfTI-2 is not supported; save it as NIfTI-1.")
         header = orders[order]
+        if header["magic"][:3] not in (b"n+1", b"ni1"):
+            raise UserError(
+                f"“{path.name}” lacks the mark of NIfTI (magic), as Analyze files do, which do not say where they lie; "
+                "save it as NIfTI-1."
+            )
         if header["magic"].startswith(b"ni1"):  # voxels in an .img file beside the header
             return header, no_numbers, ()
         rank, *lengths = header["dim"].tolist()
         start = max(_HEADER.itemsize, int(header["offset"]))  # as ITK reads it, also the next two lines
         size = _SIZES.get(int(header["datatype"]), int(header["bits"]) // 8)
-        voxels = math.prod(max(1, length) for length in lengths[: max(0, rank)]) * size
+        lengths = [max(1, length) for length in lengths[: max(0, rank)]]
+        slice_, voxels = math.prod(lengths[:2]) * size, math.prod(lengths) * size
     except (PermissionError, UserError):
         raise
     except (OSError, EOFError, zlib.error, ValueError, OverflowError) as error:
@@ -248,11 +273,8 @@ def _scan_nifti(path: Path) -> tuple[np.void, np.ndarray, tuple[str, ...]]:
             "again with another program."
         )
     notes = ()
-    if len(data) >= start + 2 * voxels:
-        lengths = " × ".join(str(max(1, length)) for length in lengths[: max(0, rank)])
-        notes = (
-            f"“{path.name}” is longer than the {lengths} voxels that its header states; the rest is left out.",
-        )
+    if len(data) >= start + voxels + slice_ > start:
+        notes = (longer(path, lengths),)
     if kind := _FLOATS.get(int(header["datatype"])):
         kind = np.dtype(order + kind)
         values = np.frombuffer(data, kind, (len(data) - start) // kind.itemsize, start)

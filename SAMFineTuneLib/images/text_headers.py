@@ -1,5 +1,5 @@
-"""Checks what ITK ignores in NRRD and MetaImage files: checksums of compressed voxels, missing file names, units of
-length, and gaps in the header.
+"""Checks what ITK ignores in NRRD and MetaImage files: checksums of compressed voxels, missing files, units of length,
+gaps in the header, and voxels that it does not mention.
 
 ITK reads whatever is in memory where a MetaImage's voxels cannot be decompressed or lack a file, and takes all lengths
 for mm.
@@ -8,8 +8,9 @@ for mm.
 from __future__ import annotations
 
 import math
+import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,6 +22,7 @@ _GZIP = b"\x1f\x8b"  # how a gzip stream begins; several may follow each other
 _PIECE = 1 << 20  # bytes
 _SAME_FILE = ("", "LOCAL")
 _BYTES = {"CHAR": 1, "SHORT": 2, "INT": 4, "LONG": 4, "LONG_LONG": 8, "FLOAT": 4, "DOUBLE": 8}  # MetaImage's types
+_NRRD_WORDS = {"char": 1, "short": 2, "long long": 8, "int": 4, "float": 4, "double": 8}  # in the names of NRRD's types
 _IN_THE_BODY = ("left", "right", "lps", "ras", "las")  # how NRRD's names of spaces of patients begin
 _MILLIMETRES = ("", "mm", "millimeter", "millimeters", "millimetre", "millimetres", "?", "??", "???", "none")
 
@@ -35,23 +37,25 @@ def check_text_header(path: Path) -> tuple[str, ...]:
         OSError: when a file cannot be read.
         zlib.error: when the voxels are damaged or cut off.
         ValueError: when a number in the header is not one.
-        UserError: when a MetaImage names fewer files than it has slices.
+        UserError: when a file that it names is missing, and for what a MetaImage says wrongly about its voxels.
     """
+    notes = []
     with open(path, "rb") as file:
         header = _header(file)
-        _require_all_files(path, header, file)
+        name = next((header[key] for key in ("data file", "datafile", "ElementDataFile") if key in header), "")
+        _require_voxels(path, name, header, file)
         gzipped = header.get("encoding", "").lower() in ("gzip", "gz")
         deflated = header.get("CompressedData", "").startswith(("T", "t", "1"))
         if (gzipped or deflated) and not {"line skip", "lineskip"} & header.keys():
-            name = next((header[key] for key in ("data file", "datafile", "ElementDataFile") if key in header), "")
             if name in _SAME_FILE:
                 _decompress(file, _stored(header))
-            elif (voxels := path.parent / name).is_file():  # else several files, or a missing one, as ITK notices
+            elif (voxels := path.parent / name).is_file():  # else several files
                 with open(voxels, "rb") as other:
                     _decompress(other, _stored({"CompressedDataSize": str(voxels.stat().st_size)} | header))
+        elif left := _left_out(path, name, header, file):
+            notes.append(left)
     units = header.get("space units") or header.get("units") or header.get("DistanceUnits", "")
     others = {unit for unit in units.replace('"', " ").split() if unit.lower() not in _MILLIMETRES}
-    notes = []
     if others:
         notes.append(
             f"“{path.name}” gives its lengths in {' and '.join(sorted(others))}, but they are taken for mm, as in "
@@ -61,10 +65,20 @@ def check_text_header(path: Path) -> tuple[str, ...]:
     lengths = (lengths or header.get("ElementSize", "")).lower()
     if not lengths or "nan" in lengths or lengths.count("none") > max(0, int(header.get("dimension", 3)) - 3):
         notes.append(f"“{path.name}” does not say how large its voxels are; 1 mm is used instead.")
+    elif "space directions" not in header and "-" in re.sub(r"e-", "", lengths):
+        notes.append(
+            f"“{path.name}” gives voxels of negative size ({lengths}), which turns an axis; check left and right, "
+            "and up and down."
+        )
     placed = {"TransformMatrix", "Orientation", "Rotation"} & header.keys()
     in_body = "space directions" in header and header.get("space", "").lower().startswith(_IN_THE_BODY)
     if not (placed or in_body):
         notes.append(f"“{path.name}” does not say where it lies in the patient; its axes are used as they are.")
+    elif not {"space origin", "Offset", "Position", "Origin"} & header.keys():
+        notes.append(
+            f"“{path.name}” does not say where its first voxel lies; it is put at 0, 0, 0, so positions in millimetres "
+            "count from there."
+        )
     scale, offset = (header.get(f"ElementToIntensityFunction{word}", "") for word in ("Slope", "Offset"))
     if scale not in ("", "1") or offset not in ("", "0"):
         notes.append(
@@ -88,20 +102,59 @@ def _header(file: BinaryIO) -> dict[str, str]:
     return fields
 
 
-def _require_all_files(path: Path, header: Mapping[str, str], file: BinaryIO) -> None:
-    """Raise UserError if a MetaImage names fewer files than it has slices; names of a list follow the header."""
-    name, *numbers = header.get("ElementDataFile", "").split() or [""]
-    if name == "LIST":
-        named = sum(bool(line.strip()) for line in file)
-    elif "%" in name and len(numbers) > 1:
-        first, last, *step = map(int, numbers)
-        named = len(range(first, last + 1, *step))
-    else:
-        return
-    slices = math.prod(_whole_numbers(header.get("DimSize", ""))[2:])
-    if named < slices:
+def longer(path: Path, lengths: Sequence[int]) -> str:
+    """The sentence about a file with more voxels than the lengths of its sides."""
+    sides = " × ".join(map(str, lengths))
+    return f"“{path.name}” is longer than the {sides} voxels that its header states; the rest is left out."
+
+
+def _left_out(path: Path, name: str, header: Mapping[str, str], file: BinaryIO) -> str:
+    """The sentence about a slice or more behind uncompressed voxels; "" where there is nothing."""
+    lengths = _whole_numbers(header.get("sizes") or header.get("DimSize", ""))
+    size = _nrrd_bytes(header.get("type", "")) or _metaimage_bytes(header)
+    plain = header.get("encoding", "raw") == "raw" and header.get("BinaryData", "True")[:1] in "Tt1"
+    skipped = {"line skip", "lineskip", "byte skip", "byteskip", "HeaderSize"} & header.keys()
+    own = name in _SAME_FILE
+    if not plain or skipped or not lengths or not (own or (path.parent / name).is_file()):
+        return ""
+    there = path.stat().st_size - file.tell() if own else (path.parent / name).stat().st_size
+    slice_ = math.prod(lengths[:-1]) * size
+    return longer(path, lengths) if there - slice_ * lengths[-1] >= slice_ > 0 else ""
+
+
+def _nrrd_bytes(kind: str) -> int:
+    """Bytes of a number of a NRRD's type, such as `unsigned short` or `uint16_t`; 0 for other words."""
+    if bits := re.search(r"int(8|16|32|64)", kind):
+        return int(bits[1]) // 8
+    return next((size for word, size in _NRRD_WORDS.items() if word in kind.replace("longlong", "long long")), 0)
+
+
+def _require_voxels(path: Path, name: str, header: Mapping[str, str], file: BinaryIO) -> None:
+    """Raise UserError if a file that is named is missing, a MetaImage names fewer files than it has slices, or its
+    voxels begin where ITK does not look; names of a list follow a MetaImage's header."""
+    word, *numbers = name.split() or [""]
+    pattern, listed = "%" in word and len(numbers) > 1, word == "LIST"
+    named = [] if name in _SAME_FILE or pattern or listed else [name]
+    if listed and "ElementDataFile" in header:
+        named = [text for line in file if (text := line.decode("utf-8", "surrogateescape").strip())]
+    for one in named:
+        if not (path.parent / one).exists():
+            raise UserError(
+                f"“{path.name}” has its voxels in “{one}”, which is not there; put the files into one folder again."
+            )
+    if word == "LOCAL" and int(header.get("HeaderSize", 0)) > 0:
         raise UserError(
-            f"“{path.name}” names {counted(named, 'file')} for its {slices} slices; give it a file for each "
+            f"“{path.name}” has a HeaderSize, which is only for voxels in a file of their own; remove that line."
+        )
+    if "ElementDataFile" not in header or not (pattern or listed):
+        return
+    if pattern:
+        first, last, *step = map(int, numbers)
+        named = range(first, last + 1, *step)
+    slices = math.prod(_whole_numbers(header.get("DimSize", ""))[2:])
+    if len(named) < slices:
+        raise UserError(
+            f"“{path.name}” names {counted(len(named), 'file')} for its {slices} slices; give it a file for each "
             "slice, or save the image as one file."
         )
 
@@ -110,9 +163,14 @@ def _stored(header: Mapping[str, str]) -> tuple[int, int]:
     """Sizes of a MetaImage's voxels, compressed and not; nothing for NRRD, whose readers find out."""
     if "ElementDataFile" not in header:
         return 1 << 62, 0
+    voxels = math.prod(_whole_numbers(header.get("DimSize", "")))
+    return int(header.get("CompressedDataSize", 0)), voxels * _metaimage_bytes(header)
+
+
+def _metaimage_bytes(header: Mapping[str, str]) -> int:
+    """Bytes of a voxel of a MetaImage."""
     kind = header.get("ElementType", "").removeprefix("MET_")
-    size = _BYTES.get(kind.removeprefix("U"), 1) * int(header.get("ElementNumberOfChannels", 1))
-    return int(header.get("CompressedDataSize", 0)), math.prod(_whole_numbers(header.get("DimSize", ""))) * size
+    return _BYTES.get(kind.removeprefix("U"), 1) * int(header.get("ElementNumberOfChannels", 1))
 
 
 def _whole_numbers(text: str) -> list[int]:

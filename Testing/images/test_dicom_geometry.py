@@ -199,7 +199,15 @@ def test_without_positions_slices_follow_their_numbers_and_every_assumption_is_s
     assert np.array_equal(volume.array, stack(4)[::-1])
     assert np.array_equal(volume.affine, LPS)
     text = " ".join(volume.warnings)
-    assert all(part in text for part in ("oriented", "where they lie", "large a pixel", "thick"))
+    parts = ("oriented", "where they lie", "order of their numbers", "large a pixel", "thick")
+    assert all(part in text for part in parts)
+
+
+@pytest.mark.parametrize("number", [None, 1])
+def test_slices_with_neither_positions_nor_numbers_follow_their_names_and_that_is_said(tmp_path, number):
+    write_series(tmp_path, stack(4), ImagePositionPatient=None, InstanceNumber=number, shuffle=False)
+    volume = read_volume(tmp_path)
+    assert np.array_equal(volume.array, stack(4)) and "order of their names" in volume.warnings[0]
 
 
 def test_pixel_spacing_of_the_detector_is_used_when_there_is_no_other(tmp_path):

@@ -169,6 +169,16 @@ def test_slices_without_the_rescale_of_the_others_are_said(tmp_path):
     assert note.startswith("1 of 3 images lack the rescale")
 
 
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [("PhotometricInterpretation", ("MONOCHROME2", "MONOCHROME1")), ("PixelRepresentation", (0, 1))],
+)
+def test_a_slice_whose_numbers_mean_something_else_is_said(tmp_path, field, values):
+    write_series(tmp_path, smooth("u2", 0, 1000), **{field: lambda k: values[k == 1]})
+    (note,) = read_volume(tmp_path).warnings
+    assert note.startswith("1 of 3 images") and "may differ from slice to slice" in note
+
+
 def test_a_slope_of_zero_is_not_applied_and_said(tmp_path):
     stored = smooth("i2", 0, 1000)
     write_series(tmp_path, stored, RescaleSlope="0", RescaleIntercept="5")

@@ -300,6 +300,7 @@ def test_a_metaimage_needs_a_file_for_each_slice(tmp_path):
     [
         ({"ElementSpacing": None}, "how large its voxels are"),
         ({"TransformMatrix": None, "Offset": None}, "where it lies in the patient"),
+        ({"Offset": None}, "where its first voxel lies"),
         ({"ElementToIntensityFunctionSlope": "2"}, "a scale of its values (2, offset 0)"),
     ],
 )
@@ -314,9 +315,11 @@ def test_what_a_metaimage_leaves_out_is_said(tmp_path, fields, said):
     [
         (["spacings: 2 3 4"], ["where it lies"]),
         (["space: scanner-xyz", "space directions: (2,0,0) (0,3,0) (0,0,4)"], ["where it lies"]),
-        (["space: LPS", "space directions: (2,0,0) none (0,0,4)"], ["how large its voxels are"]),
+        (["space: LPS", "space directions: (2,0,0) none (0,0,4)"], ["how large its voxels are", "first voxel"]),
         (["spacings: 2 3 nan"], ["how large its voxels are", "where it lies"]),
-        (["space: left-anterior-superior", "space directions: (2,0,0) (0,3,0) (0,0,4)"], []),
+        (["space: left-anterior-superior", "space directions: (2,0,0) (0,3,0) (0,0,4)"], ["where its first voxel"]),
+        (["space: LPS", "space directions: (2,0,0) (0,3,0) (0,0,4)", "space origin: (0,0,0)"], []),
+        (["spacings: 2 3 -4"], ["negative size (2 3 -4)", "where it lies"]),
     ],
 )
 def test_what_a_nrrd_leaves_out_is_said(tmp_path, lines, said):
@@ -334,6 +337,7 @@ def test_what_a_nrrd_leaves_out_is_said(tmp_path, lines, said):
         (88, "f", [np.nan], "× nan, which is impossible"),
         (112, "ff", [0, -1024], "an offset of values (scl_inter, -1024) without a scale"),
         (46, "h", [0], "longer than the 5 × 4 × 1 voxels"),
+        (46, "h", [2], "longer than the 5 × 4 × 2 voxels"),
         (40, "h", [2], "longer than the 5 × 4 voxels"),
     ],
 )
@@ -343,6 +347,35 @@ def test_what_a_nifti_header_leaves_out_is_said(tmp_path, at, kind, values, said
     struct.pack_into(f"<{kind}", content, at, *values)
     path.write_bytes(content)
     assert any(said in note for note in read_volume(path).warnings)
+
+
+@pytest.mark.parametrize(
+    ("codes", "at", "values", "said"),
+    [
+        ((0, 1), 280, [np.nan], r"\(sform\) holds values that are not numbers"),
+        ((1, 1), 292, [np.inf], r"\(sform\) holds values that are not numbers"),
+        ((0, 1), 280, [0] * 12, r"\(sform\) gives no three directions"),
+        ((1, 0), 256, [np.nan], r"\(qform\) holds values that are not numbers"),
+        ((1, 1), 344, [0], "lacks the mark of NIfTI"),
+    ],
+)
+def test_nifti_files_that_cannot_say_where_they_lie_are_refused(tmp_path, codes, at, values, said):
+    path = save_nifti(tmp_path / "a.nii", voxels(), np.diag([0.7, 1.2, 3, 1]))
+    content = bytearray(path.read_bytes())
+    struct.pack_into("<hh", content, 252, *codes)
+    struct.pack_into(f"<{len(values)}f", content, at, *values)
+    path.write_bytes(content)
+    refused(path, said)
+
+
+@pytest.mark.parametrize(("ending", "sizes"), [(".nrrd", b"sizes: 5 4 "), (".mha", b"DimSize = 5 4 ")])
+def test_slices_that_a_header_does_not_mention_are_said(tmp_path, ending, sizes):
+    path = tmp_path / f"a{ending}"
+    sitk.WriteImage(sitk_image(voxels(), oblique()), str(path))
+    path.write_bytes(path.read_bytes().replace(sizes + b"3", sizes + b"2"))
+    volume = read_volume(path)
+    assert np.array_equal(volume.array, voxels()[:2])
+    assert "longer than the 5 × 4 × 2 voxels" in volume.warnings[0]
 
 
 @pytest.mark.parametrize("offset", [0, 348])
@@ -513,11 +546,13 @@ def test_gzip_that_is_no_nifti_is_refused(tmp_path):
     refused(tmp_path / "a.nii.gz", "not a NIfTI-1")
 
 
-def test_a_header_without_its_data_file_is_refused(tmp_path):
-    sitk.WriteImage(sitk_image(voxels(), oblique()), str(tmp_path / "a.mhd"))
-    (tmp_path / "a.raw").unlink(missing_ok=True)
-    (tmp_path / "a.zraw").unlink(missing_ok=True)
-    refused(tmp_path / "a.mhd", "cannot be read")
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("ending", [".mhd", ".nhdr"])
+def test_a_header_without_its_data_file_names_it(tmp_path, ending, compressed):
+    sitk.WriteImage(sitk_image(voxels(), oblique()), str(tmp_path / f"a{ending}"), compressed)
+    (data,) = (file for file in tmp_path.iterdir() if file.suffix != ending)
+    data.unlink()
+    refused(tmp_path / f"a{ending}", f"voxels in “{data.name}”, which is not there")
 
 
 @pytest.mark.skipif(sys.platform == "win32" or os.geteuid() == 0, reason="permissions do not bind this user")
