@@ -131,6 +131,8 @@ def chosen_engine(args: argparse.Namespace) -> Engine:
     """
     from SAMFineTuneLib.evaluation import executors
 
+    if args.scheduler and args.jobs is not None:
+        raise UserError("--jobs counts processes of this computer; leave it out with --scheduler.")
     if args.engine == "dask":
         return executors.dask(args.scheduler, args.jobs)
     if args.scheduler:

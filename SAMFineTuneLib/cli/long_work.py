@@ -102,5 +102,5 @@ def counting(what: str) -> Iterator[Callable[..., None]]:
 
 
 def time_left(seconds: float | None) -> str:
-    """The end of a line of progress: “, 5 minutes left”; nothing while unknown."""
-    return "" if seconds is None else f", {duration(seconds)} left"
+    """The end of a line of progress: “, 5 min left”; nothing while unknown, and at the end."""
+    return f", {duration(seconds)} left" if seconds is not None and seconds >= 0.5 else ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -16,6 +16,7 @@ from SAMFineTuneLib.evaluation.result_rows import Results, by_patient, counts_of
 from SAMFineTuneLib.evaluation.result_table import Table, text_of
 from SAMFineTuneLib.metrics.patient_statistics import difference, estimate
 from SAMFineTuneLib.simulation.cosmos_prompts import STRATEGIES
+from SAMFineTuneLib.wording import counted
 
 _HEADLINES = ("S5", "S2")
 _IN_WORDS = {"S5": "a tight box", "S2": "one point"}
@@ -56,7 +57,7 @@ def page(
         ("labels", labels if len(labels) < 200 else f"{len(evaluation.labels)}"),
         ("methods", ", ".join(f"{entry.name} ({entry.kind})" for entry in entries)),
         ("protocols", ", ".join(settings.protocols)),
-        ("on", f"up to {settings.slices} slices of each label and case, whole volumes in 3-D and without prompts"),
+        ("on", " and ".join(_measured_on(settings))),
         ("seed", str(settings.seed)),
     ]
     parts = [report_page.bullets(evaluation.notes)]
@@ -76,6 +77,14 @@ def page(
     return report_page.page(title, headline(results, entries), facts, parts)
 
 
+def _measured_on(settings: EvaluationSettings) -> Iterator[str]:
+    chosen, whole = set(settings.protocols), {"3d", "automatic"}
+    if chosen - whole:
+        yield f"up to {counted(settings.slices, 'slice')} of each label and case"
+    if chosen & whole:
+        yield "whole volumes"
+
+
 def headline(results: Results, entries: Sequence[ListedMethod]) -> str:
     """Dice of the first method with a box and with a point, and what the other models and adapters gain, in words."""
     first, *others = [entry.name for entry in entries if not entry.is_baseline] or [entry.name for entry in entries]
@@ -92,12 +101,12 @@ def headline(results: Results, entries: Sequence[ListedMethod]) -> str:
                 span = "" if gap.low is None else f" (difference {gap.low:+.3f} to {gap.high:+.3f})"
                 words += f"; {name} reaches {abs(gap.mean):.3f} {change}{span}"
         sentences.append(f"{words}.")
-    return " ".join(sentences) or "Single prompts were not measured; the tables below hold the results."
+    return " ".join(sentences) or "Single prompts were not measured; the tables below hold what was."
 
 
 def _caption(one: Overlay) -> str:
     row = one.row
     return (
         f"{one.method}, {one.strategy} ({STRATEGIES[one.strategy]}), {one.rank}: Dice {row.dice:.3f}; {row.label}, "
-        f"case {row.case}, {row.object.split('/')[0]}"
+        f"case {row.case}, {row.object.split('/')[0].replace(':', ' slice ')}"
     )

@@ -35,7 +35,7 @@ from SAMFineTuneLib.evaluation.example_pictures import draw_overlays
 from SAMFineTuneLib.evaluation.executors import Engine, local
 from SAMFineTuneLib.evaluation.methods import ListedMethod
 from SAMFineTuneLib.evaluation.result_rows import Results, Row, from_csv, to_csv
-from SAMFineTuneLib.evaluation.tables import all_tables
+from SAMFineTuneLib.evaluation.tables import LEAST_OBJECTS, all_tables
 from SAMFineTuneLib.files import write_text
 from SAMFineTuneLib.inference.progress import Meter, Progress
 from SAMFineTuneLib.process_lock import LOCK, owning
@@ -102,9 +102,13 @@ def evaluate(
         results = Results(rows, [entry.name for entry in entries])
         shutil.rmtree(folder / PICTURES, ignore_errors=True)
         overlays = list(draw_overlays(folder / PICTURES, results, entries, tested, setup))
+        tables = all_tables(results, seconds or Seconds())
+        if rows and "factors" in settings.protocols and all(table.name != "factors" for table in tables):
+            notes.append(f"What makes objects hard (factors) was not computed: that takes one of S2 to S6 and answers "
+                         f"to {LEAST_OBJECTS} objects or more.")  # fmt: skip
         evaluation = Evaluation(
-            folder, all_tables(results, seconds or Seconds()), (*found.nameless_notes, *notes), len(tested),
-            len({one.patient for one in tested}), found.names,
+            folder, tables, (*found.nameless_notes, *notes), len(tested), len({one.patient for one in tested}),
+            found.names,
         )  # fmt: skip
         summary = {
             "version": __version__, "settings": asdict(settings), "cases": evaluation.cases,

@@ -9,6 +9,7 @@ reaches a hospital's cluster (Slurm, Kubernetes, SSH) without further code here.
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -44,9 +45,7 @@ Engine = Callable[[Do, Sequence[Any]], Iterator[tuple[Any, Any]]]
 
 def local(processes: int | None = None) -> Engine:
     """Processes on this computer, by default one for each core."""
-    count = processes if processes is not None else os.cpu_count() or 1
-    if count < 1:
-        raise UserError("Work is spread over 1 process or more; give --jobs 1 or more.")
+    count = _count(processes)
 
     def run(do: Do, jobs: Sequence[AnyJob]) -> Iterator[tuple[AnyJob, Any]]:
         if min(count, len(jobs)) == 1:
@@ -61,6 +60,7 @@ def dask(scheduler: str | None = None, processes: int | None = None) -> Engine:
 
     Every worker needs this library, and cases, models and adapters at the same paths.
     """
+    count = _count(processes)
     try:
         import distributed
     except ImportError as error:
@@ -69,7 +69,7 @@ def dask(scheduler: str | None = None, processes: int | None = None) -> Engine:
         ) from error
 
     def run(do: Do, jobs: Sequence[AnyJob]) -> Iterator[tuple[AnyJob, Any]]:
-        with _client(distributed, scheduler, processes) as client:
+        with _client(distributed, scheduler, count) as client:
             waiting = {client.submit(do, job, key=f"{do.__name__}-{job.key}", retries=1): job for job in jobs}
             futures = distributed.as_completed(list(waiting), with_results=True, raise_errors=False)
             for future, result in _as_ready(client, futures):
@@ -87,6 +87,13 @@ def dask(scheduler: str | None = None, processes: int | None = None) -> Engine:
         _require_all(len(jobs), len(waiting))
 
     return run
+
+
+def _count(processes: int | None) -> int:
+    count = processes if processes is not None else os.cpu_count() or 1
+    if count < 1:
+        raise UserError("Work is spread over 1 process or more; give --jobs 1 or more.")
+    return count
 
 
 def _as_ready(client, futures) -> Iterator[Any]:
@@ -108,10 +115,10 @@ def _as_ready(client, futures) -> Iterator[Any]:
             )
 
 
-def _client(distributed, scheduler: str | None, processes: int | None):
+def _client(distributed, scheduler: str | None, count: int):
     if scheduler is None:
-        count = processes or os.cpu_count() or 1
-        return distributed.Client(n_workers=count, threads_per_worker=1, dashboard_address=None)
+        quiet = logging.CRITICAL  # workers that are stopped while they answer the scheduler log that as an error
+        return distributed.Client(n_workers=count, threads_per_worker=1, dashboard_address=None, silence_logs=quiet)
     try:
         return distributed.Client(scheduler, timeout="10s")
     except (OSError, ValueError) as error:

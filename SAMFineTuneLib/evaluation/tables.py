@@ -29,7 +29,8 @@ from SAMFineTuneLib.simulation.cosmos_prompts import MOVES, STRATEGIES
 WANTED = (0.85, 0.9)
 """Dice to reach, where prompts are counted."""
 _CORRELATION_RESAMPLES = 500  # each takes a least-squares fit
-_LEAST_OBJECTS = 8  # for a correlation
+LEAST_OBJECTS = 8
+"""For a correlation."""
 _COUNTED = "objects, cases, patients"
 
 
@@ -161,7 +162,7 @@ def factor_table(results: Results) -> Table:
     for name in results.methods:
         for way in STRATEGIES:
             found = [row for row in results.of(name, way) if (row.case, row.object) in known]
-            if len(found) >= _LEAST_OBJECTS:
+            if len(found) >= LEAST_OBJECTS:
                 facts = [known[row.case, row.object] for row in found]
                 rows.append((name, way, *_correlations(found, facts), len(found)))
     return Table(

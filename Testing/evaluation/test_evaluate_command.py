@@ -175,6 +175,8 @@ def test_resuming_after_labels_got_another_meaning_measures_them_again(tmp_path)
         (("--seconds", "box=x"), "'box=x' is not a time"),
         (("--scheduler", "tcp://nowhere:1"), "add --engine dask"),
         (("--engine", "dask", "--scheduler", "nowhere"), "No Dask scheduler answers at nowhere"),
+        (("--engine", "dask", "--jobs", "-1"), "1 process or more"),
+        (("--engine", "dask", "--scheduler", "tcp://nowhere:1", "--jobs", "2"), "leave it out with --scheduler"),
         (("--protocol", "automatic", "--baseline", "none"), "There is nothing to do"),
     ],
 )
@@ -229,6 +231,15 @@ def test_specks_are_no_objects(tmp_path, capsys):
     assert evaluate(folder, tmp_path / "out", "--baseline", "none", "--jobs", "1") == 0
     assert "No label has a piece of 20 pixels or more" in capsys.readouterr().out
     assert "No label has a piece" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_factors_alone_say_what_they_lack(cases, tmp_path, capsys):
+    options = ("--protocol", "factors", "--slices", "1", "--baseline", "none", "--jobs", "1")
+    assert evaluate(cases, tmp_path / "out", *options) == 0
+    out, err = capsys.readouterr()
+    assert "takes one of S2 to S6 and answers to 8 objects or more" in out and "0 s left" not in err
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "takes one of S2 to S6" in page and "up to 1 slice of each label and case<tr>" in page
 
 
 def test_a_missing_package_is_named(cases, tmp_path, capsys, monkeypatch):
