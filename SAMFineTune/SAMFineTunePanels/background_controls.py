@@ -1,7 +1,5 @@
 """Train, Propose and Stop of the Cohort tab, and a line about the work in the background."""
 
-import sys
-
 from slicer.i18n import tr as _
 
 from . import packages
@@ -97,9 +95,8 @@ class BackgroundControls:
 
     def keep_running(self):
         """Restart processes that ended with work left, here or before this window."""
-        for queue in (self._main.queue, self._beside.queue):
-            if not queue.is_empty and not queue.is_running:
-                queue.start(sys.executable, self._environment(), read_flag("TrainOutlives"))
+        for work in (self._main, self._beside):
+            work.keep_running(self.host, _TOPIC, self._environment(), read_flag("TrainOutlives"))
 
     def hear(self, event):
         """Take what the cohort's server reports of its work."""

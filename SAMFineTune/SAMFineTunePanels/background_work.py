@@ -20,6 +20,8 @@ _DOES = {
     "export": _("Exporting case {done} of {total}: {name}"),
     "report": _("Comparing case {done} of {total}: {name}"),
 }
+_AGAIN = _("The work in the background had ended, perhaps because memory ran out, and is started again.")
+_STOPPED = _("Stopped; the work done so far is kept.")
 _STOP = {"add": _("Stop adding"), "export": _("Stop export"), "report": _("Stop report")}
 
 
@@ -42,6 +44,18 @@ class BackgroundWork:
         self._own = self.queue.put(what, **values)
         self.queue.start(sys.executable, environment, outlives)
 
+    def keep_running(self, host, topic, environment, outlives):
+        """Start the process again if it ended with work left, unless the user has stopped it."""
+        if self.queue.is_empty or self.queue.is_running:
+            return
+        if self._now.get("stopping"):
+            self.queue.drop()
+            self._now = {}
+            host.say(_STOPPED, topic)
+            return
+        self._expect_another(host, topic)
+        self.queue.start(sys.executable, environment, outlives)
+
     def stop(self):
         """Stop at the next step; a second time, end the process."""
         if self._now.get("stopping"):
@@ -56,21 +70,31 @@ class BackgroundWork:
         """Show the events since the last call."""
         for event in self.queue.poll():
             kind = event.get("event")
-            if kind == "progress":
-                self._now = {**self._now, **event}
+            if kind == "begin":
+                self._expect_another(host, topic)
+                self._now["begun"] = True
+            elif kind == "progress":
+                self._now = {**self._now, **event, "begun": True, "again": False}
             elif kind == "stopped":
                 self._now = {}
             elif kind == "failed":
                 self._now = {}
                 host.warn(event["text"], topic)
             elif kind == "done":
-                self._now = {"what": "propose"} if event.get("what") == "train" and event.get("in_use") else {}
+                goes_on = event.get("what") == "train" and event.get("in_use")
+                self._now = {"what": "propose", "begun": True} if goes_on else {}
                 host.say(said_of(event), topic, event.get("folder", ""))
                 for note in event.get("notes", []):
                     host.warn(note)
                 if event.get("page") and event.get("number") == self._own:
                     page = os.path.join(event["folder"], event["page"])
                     qt.QDesktopServices.openUrl(qt.QUrl.fromLocalFile(page))
+
+    def _expect_another(self, host, topic):
+        """Say so when a process began with the work and has not finished it."""
+        if self._now.get("begun"):
+            self._now = {"what": self._now.get("what"), "again": True}
+            host.warn(_("{again} What was done is kept.").format(again=_AGAIN), topic)
 
     @property
     def part(self):
@@ -83,6 +107,8 @@ class BackgroundWork:
         now = self._now
         if now.get("stopping"):
             return _("Stopping.")
+        if now.get("again"):
+            return _AGAIN
         if now.get("what") == "train":
             return now.get("text", _("Training.")) + time_left(now.get("seconds_left"))
         if now.get("total") and now.get("what") in _DOES:
@@ -99,7 +125,7 @@ class BackgroundWork:
 def said_of(event):
     """A sentence about finished background work."""
     if event.get("cancelled"):
-        return _("Stopped; the work done so far is kept.")
+        return _STOPPED
     if event["what"] in _SAID:
         return _SAID[event["what"]].format(**event)
     text = _("Proposed: {count} cases.").format(count=event["proposed"])

@@ -219,14 +219,16 @@ class StatusStrip:
         task, jobs = self.host.task, self.host.jobs
         if task is not None:
             return task.text, task.fraction, task.cancellable
+        number = max(jobs, key=lambda number: -1 if number is None else number, default=None)
+        if number in jobs and number in self._cancelled:
+            return _CANCELLING, None, True
+        if self.host.worker_state in ("starting", "connecting", "uploading"):
+            status = self.host.status
+            waiting = _(" Then: {work}").format(work=jobs[number].text.partition(":")[0]) if jobs else ""
+            return status.sentence + waiting, status.progress, bool(jobs)
         if jobs:
-            number = max(jobs, key=lambda number: -1 if number is None else number)
-            if number in self._cancelled:
-                return _CANCELLING, None, True
             busy = jobs[number]
             return busy.text + time_left(busy.seconds_left), busy.fraction, True
-        if self.host.worker_state in ("starting", "connecting", "uploading"):
-            return self.host.status.sentence, self.host.status.progress, False
         if self.host.training is not None:  # the Train tab has a Stop of its own, which can be resumed
             return *self.host.training, False
         return "", None, False

@@ -41,11 +41,12 @@ _BESIDE_VOLUME = (
     intents.Ask, intents.Download, intents.Install, intents.SetModel, intents.SetVolumetric, intents.Replay
 )  # fmt: skip
 _JOBS = {
-    intents.Propagate: ("propagate", "Propagating"),
-    intents.Everything: ("everything", "Finding objects"),
-    intents.FindLabels: ("everything", "Finding objects"),
-    intents.Download: ("download", "Downloading"),
+    intents.Propagate: "propagate",
+    intents.Everything: "everything",
+    intents.FindLabels: "everything",
+    intents.Download: "download",
 }
+_DOING = {"propagate": "Propagating", "everything": "Finding objects", "download": "Downloading"}
 _OF_ONE_MOMENT = (intents.SetWindow, intents.SetModel, intents.Embed, intents.StopEmbedding, intents.TellAgain)
 """A new session begins with the last ones, or needs none; the journal keeps none of them."""
 
@@ -291,10 +292,15 @@ class SessionClient(intents.IntentMethods):
             intent = replace(intent, request=number)
         if type(intent) in _JOBS:
             self._job_number = number = self._job_number + 1
-            self._jobs[number], text = _JOBS[type(intent)]
-            self._out.append(events.Busy(number, self._jobs[number], None, None, text))
+            self._jobs[number] = _JOBS[type(intent)]
+            self._tell_job(number)
             intent = replace(intent, job=number)
         return intent, number
+
+    def _tell_job(self, number: int) -> None:
+        """Report a job of which the server has told nothing yet."""
+        what = self._jobs[number]
+        self._out.append(events.Busy(number, what, None, None, _DOING[what]))
 
     def _free_values(self, count: int) -> tuple[int, ...]:
         free = (value for value in range(1, LARGEST_VALUE + 1) if value not in self._segment_values)
@@ -328,6 +334,8 @@ class SessionClient(intents.IntentMethods):
         self._model_open = None
         self._object_masks = {}
         self._shown.await_again()
+        for number in self._jobs:  # each begins anew, and how far it was no longer holds
+            self._tell_job(number)
 
     def _pause(self) -> float:
         """Seconds until the next look for events."""

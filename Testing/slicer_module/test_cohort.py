@@ -20,7 +20,7 @@ from SAMFineTuneLib.images import read_volume, write_labelmap
 from SAMFineTuneLib.images.phantom import body_phantom
 from SAMFineTuneLib.process_lock import ProcessLock
 from SAMFineTuneLib.service.cohort_work import CohortWork as CohortQueue
-from SAMFineTuneLib.service.folder_process import LOCK
+from SAMFineTuneLib.service.folder_process import LOCK, EventFile
 
 LIVER, KIDNEY = 1, 4
 NAMES = "liver, left kidney"
@@ -554,6 +554,33 @@ def test_scans_are_added_and_results_written_while_something_trains(work, tmp_pa
     trains.drop()
     lock.release()
     work.desktop.wait(lambda: not work.ui.trainButton.isHidden() and work.ui.stopButton.isHidden())
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_work_whose_process_was_killed_is_started_again_unless_it_was_stopped(work, stopped):
+    said = []
+    for kind in ("Say", "Warning"):
+        work.panel.host.listen(kind, lambda message: said.append(message.text))
+    work.create()
+    proposes = CohortQueue(work.cohort.folder)
+    proposes.folder.mkdir(parents=True, exist_ok=True)
+    lock = ProcessLock(proposes.folder / LOCK)
+    assert lock.take()  # as the process that proposes does
+    number = proposes.put("propose", again=True, device="cpu")
+    tell = EventFile(proposes.folder)
+    tell("begin", number=number, pid=os.getpid())
+    tell("progress", number=number, what="propose", done=1, total=3, text="scan1")
+    work.desktop.wait(lambda: "case 2 of 3" in work.ui.workLabel.toolTip)
+    if stopped:
+        work.ui.stopButton.click()
+    lock.release()  # what remains of a killed process
+    work.desktop.wait(lambda: work.ui.stopButton.isHidden() if stopped else "again" in work.ui.workLabel.toolTip)
+    work.desktop.wait(lambda: proposes.is_empty)
+    if stopped:
+        assert said == ["Stopped; the work done so far is kept."] and not proposes.is_running
+    else:
+        work.desktop.wait(lambda: any("No adapter is in use" in text for text in said))
+        assert sum("is started again" in text for text in said) == 1
 
 
 @pytest.mark.parametrize("size", [(400, 520), (480, 800)])

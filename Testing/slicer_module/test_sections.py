@@ -147,8 +147,11 @@ def test_a_worker_that_is_killed_in_between_is_one_line(work):
     told = []  # a notice leaves the panel after a while
     work.panel.host.listen("Notice", lambda event: told.append(event.text))
     work.panel.propagate.propagate()
-    work.desktop.wait(lambda: work.panel.host.jobs)
+    work.desktop.wait(lambda: any(busy.fraction for busy in work.panel.host.jobs.values()))
     work.panel.starter.kill()
+    strip = work.panel.status.ui.statusLabel
+    work.desktop.wait(lambda: strip.toolTip == "The worker is started again. Then: Propagating")
+    work.desktop.wait(lambda: strip.toolTip == "Propagating")  # not as far as it was before
     work.desktop.wait(lambda: not work.panel.host.jobs)
     work.rest()
     truth = work.labels == KIDNEY
