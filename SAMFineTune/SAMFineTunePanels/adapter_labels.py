@@ -64,9 +64,8 @@ class AdapterLabels:
                     "volume."
                 ).format(orientation=orientation))  # fmt: skip
                 return
-        device = session.parameters.get("Device", "auto")
         self._wanted = row
-        asked = (row["model"], row["id"], device, orientation, first, first)
+        asked = (row["model"], row["id"], session.device, orientation, first, first)
         self._job = self.host.act(self.host.client.find_labels, *asked)
 
     def _found(self, event):

@@ -148,19 +148,22 @@ class ContrastControls:
         from SAMFineTuneLib.errors import UserError
         from SAMFineTuneLib.images.slice_extraction import picture
         from SAMFineTuneLib.mrml.slice_views import plane_of_view
+        from SAMFineTuneLib.mrml.volume_nodes import volume_from_node, voxel_time
 
         node = looked_at_slice_node()
         if node is None:
             return
         try:
-            plane = plane_of_view(node, session.volume)
+            volume = volume_from_node(session.volume_node)  # the session may still have another frame of a sequence
+            plane = plane_of_view(node, volume)
         except UserError:
             return
-        state = (session.volume_node.GetID(), plane.key, self._window.low, self._window.high)
+        state = (session.volume_node.GetID(), voxel_time(session.volume_node), plane.key, self._window.low,
+                 self._window.high)  # fmt: skip
         if state == self._pictured:
             return
         self._pictured = state
-        pixels = picture(session.volume, plane, self._window)
+        pixels = picture(volume, plane, self._window)
         pixels = pixels if pixels.ndim == 2 else pixels[..., 0]
         step = max(1, max(pixels.shape) // 512)
         shown = pixmap_of(pixels[::step, ::step]).scaled(_PICTURE, qt.Qt.KeepAspectRatio, qt.Qt.SmoothTransformation)

@@ -37,6 +37,7 @@ class ModelSettings:
         self.host, self.ui = host, ui
         self._rows = {}  # by ID, as the worker lists them
         self._asked = False
+        self._wanted = None  # (model, adapter, device) that were chosen last
         host.connect(
             (ui.modelSelector, "activated(int)", self._model_chosen),
             (ui.adapterSelector, "activated(int)", self._adapter_chosen),
@@ -52,6 +53,7 @@ class ModelSettings:
         fill_menu(ui.deviceSelector, DEVICES, read_setting("Device", "auto"))
         host.listen("StatusChanged", self._status_changed)
         host.listen("Finished", self._finished)
+        host.listen("Failed", lambda event: self._follow_refusal())
         host.listen("SessionStarted", lambda _: self._reset())
         host.listen("SessionEnded", lambda _: self._reset())
         host.listen("TabShown", lambda _: self._ask_again())
@@ -173,6 +175,25 @@ class ModelSettings:
 
     def _use(self, model_id, adapter_id):
         self.host.act(self.host.start().set_model, model_id, adapter=adapter_id, device=self.device)
+        self._wanted = self._in_use
+
+    @property
+    def _in_use(self):
+        session = self.host.session
+        return session and (self.model_id, self.adapter_id, session.device)
+
+    def _follow_refusal(self):
+        """Show what is in use when the last choice was refused."""
+        session = self.host.session
+        if session is None:
+            return
+        if session.device != self.device:
+            choose_in(self.ui.deviceSelector, session.device)
+            write_setting("Device", session.device)
+        if self._wanted not in (None, self._in_use):
+            self._select(self.model_id)
+            choose_in(self.ui.adapterSelector, self.adapter_id)
+        self._wanted = None
 
     # ---- adding and removing
 

@@ -188,6 +188,7 @@ class Panel(slicer.util.VTKObservationMixin):
         from SAMFineTuneLib.mrml.scene_session import SceneSession
 
         session = SceneSession(scene, client)
+        session.device = self.model.device
         session.save_undo_state = lambda: save_undo_state(session.segmentation_node)
         return session
 

@@ -75,6 +75,8 @@ class SceneInput:
         self._frame_waits = False  # whether a sequence shows another frame than the session's
         self._given_window: IntensityWindow | None = None
         self._model: tuple[str, str, str] = ("", "", "auto")
+        self.device = "auto"
+        """Where the model runs; belongs to the computer, so scenes do not keep it."""
         self._next_state: events.StateChanged | None = None  # told, but not yet written into the nodes
         self._awaits_state = False
         self._resting_view = RestingView(clock)

@@ -17,6 +17,7 @@ from SAMFineTuneLib.mrml.slice_views import plane_of_view, settle_view, view_of
 from SAMFineTuneLib.mrml.volume_nodes import volume_from_node
 from SAMFineTuneLib.prompts import Prompt
 from SAMFineTuneLib.prompts.prompt_kind import drawn_prompt
+from SAMFineTuneLib.service.protocol import DEFAULT_MODEL
 from SAMFineTuneLib.session.events import Failed
 from SAMFineTuneLib.session.intents import View
 
@@ -67,8 +68,8 @@ class SceneSession(SceneSync):
     def attach(self) -> None:
         """Work on the volume and segmentation that the scene's parameter node names. Raises UserError."""
         model = self.parameters.get("Model")
-        if model:
-            self.set_model(model, self.parameters.get("Adapter"), self.parameters.get("Device", "auto"))
+        if model or self.device != "auto":
+            self.set_model(model or DEFAULT_MODEL, self.parameters.get("Adapter"), self.device)
         segmentation, volume = self.parameters.referenced("segmentation"), self.parameters.referenced("volume")
         if segmentation is not self.segmentation_node:
             self._leave()
@@ -109,12 +110,11 @@ class SceneSession(SceneSync):
             self._changed()
 
     def set_model(self, model_id: str, adapter: str = "", device: str = "auto") -> None:
-        """Choose the model, an adapter on it, and the device."""
-        for name, value in (("Model", model_id), ("Adapter", adapter), ("Device", device)):
-            self.parameters.set(name, value)
-        if (model_id, adapter, device) != self._model:
-            self._model = (model_id, adapter, device)
-            self.client.set_model(model_id, adapter, device)
+        """Choose the model, an adapter on it, and the device, which belongs to the computer and not to the scene."""
+        chosen = (model_id, adapter, device)
+        if chosen != self._model:
+            self.client.set_model(*chosen)
+        self._keep_model(*chosen)
 
     @property
     def editor_node(self):

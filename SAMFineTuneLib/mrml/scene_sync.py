@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.intensity_window import IntensityWindow
@@ -32,6 +33,11 @@ _ANEW = (
 _OTHER_FRAME = (
     "“{name}” shows another frame of its sequence. The masks stay those of their frame until you place a prompt or "
     "propagate, which computes them again on the frame that is shown."
+)
+_NO_CARD = (
+    "The graphics card cannot be used, so models run as before. On this computer an NVIDIA card needs its driver and "
+    "Slicer's extension PyTorch: install them, restart Slicer, and choose the card again. For a server, ask its "
+    "administrator."
 )
 _SAVE_PATIENCE = 1.0  # seconds that saving the scene waits for the worker
 _SAME_WINDOW = 1e-3  # of the window's width
@@ -161,7 +167,25 @@ class SceneSync(SceneInput):
             work.sweep_due = True
         elif isinstance(event, (events.Finished, events.Failed)) and work is not None:
             work.end_job(event.job)
-        self._tell(event)
+        self._tell(self._without_card(event) if isinstance(event, events.Failed) else event)
+
+    def _without_card(self, event: events.Failed) -> events.Failed:
+        """Go on with the model that answers when the chosen one was refused. Where only the device was, say what can be
+        done about that in Slicer."""
+        now = self.client.model
+        if self.client.has_no_model and self.device != "auto":  # from the start
+            self.client.set_model(now.model, now.adapter)
+            now = self.client.model
+        before, chosen = self._model, (now.model, now.adapter, now.device)
+        if not before[0] or chosen == before:
+            return event
+        self._keep_model(*chosen)
+        return replace(event, text=_NO_CARD, details=event.text) if chosen[:2] == before[:2] else event
+
+    def _keep_model(self, model: str, adapter: str, device: str) -> None:
+        self._model, self.device = (model, adapter, device), device
+        self.parameters.set("Model", model)
+        self.parameters.set("Adapter", adapter)
 
     def _reconcile(self) -> bool:
         if self._work is None or self._busy_elsewhere():

@@ -72,6 +72,7 @@ class SessionClient(intents.IntentMethods):
         self._closed = False
 
         self._model = intents.SetModel(DEFAULT_MODEL)
+        self._before: dict[int, intents.SetModel] = {}  # the model before each choice, by the choice's number
         self._moment = 0  # of the newest intent; the same in every replay
         self._focus: intents.Embed | None = None
         self._embedding = self._volumetric = False
@@ -141,7 +142,7 @@ class SessionClient(intents.IntentMethods):
                     return None
             case intents.SetModel():
                 self.retry()
-                self._model = intent
+                before, self._model = self._model, intent
                 if self._conversation.session is None:  # a new session begins with it
                     return None
             case intents.SetVolumetric() if intent.on == self._volumetric:
@@ -166,6 +167,8 @@ class SessionClient(intents.IntentMethods):
             self._journal.forget(lambda one: type(one) is type(intent))
         self._moment += 1
         self._journal.add(intent, self._moment, kept=not isinstance(intent, _OF_ONE_MOMENT))
+        if intent is self._model:
+            self._before[self._journal.last] = before
         self._settled = False
         self._conversation.wanted = True
         self._conversation.hurry()
@@ -174,6 +177,16 @@ class SessionClient(intents.IntentMethods):
         return number
 
     set_model = intents.asks(intents.SetModel)
+
+    @property
+    def model(self) -> intents.SetModel:
+        """The model that answers, or will: the latest one that was chosen and not refused."""
+        return self._model
+
+    @property
+    def has_no_model(self) -> bool:
+        """Whether the server could open none."""
+        return self._model_open == ""
 
     def look_at(self, plane: SlicePlane) -> None:
         """Have the model prepare the plane that the user looks at while it has nothing else to do."""
@@ -445,6 +458,7 @@ class SessionClient(intents.IntentMethods):
         job, request = event.job, event.request
         if event.intent is not None:
             self._journal.drop(event.intent)
+            self._take_back_model(event.intent)
             if self._jobs.pop(job, None) is None:
                 job = None
         if request is not None:
@@ -452,6 +466,15 @@ class SessionClient(intents.IntentMethods):
             if self._requests.pop(request, None) is None or request == self._checkpoint_request:
                 return
         self._out.append(replace(event, job=job, intent=None))
+
+    def _take_back_model(self, number: int) -> None:
+        """Where a choice of a model was refused, go on with the model before."""
+        before = self._before.pop(number, None)
+        later = [one for one in self._before if one > number]
+        if before is not None and later:
+            self._before[min(later)] = before
+        elif before is not None:
+            self._model = before
 
     def _take_snapshot(self, event: events.Snapshot) -> None:
         if event.request == self._checkpoint_request:

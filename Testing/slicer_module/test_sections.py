@@ -12,6 +12,7 @@ import pytest
 import qt
 import SimpleITK as sitk
 import slicer
+from mrml.scenes import image_of, matrix_of
 from test_clicks import KIDNEY, LIVER, Work
 
 
@@ -336,6 +337,27 @@ def test_the_models_of_the_worker_are_listed(work):
     assert ui.modelSelector.currentText.endswith("(bundled)") and ui.modelSelector.currentIndex == 0
     assert "licence" in ui.modelLabel.text.lower()
     work.desktop.wait(lambda: "Prepared slices take" in ui.cacheLabel.text)
+
+
+def test_a_graphics_card_that_is_not_there_is_taken_back_and_the_advice_is_for_slicer(work):
+    from SAMFineTunePanels.qt_helpers import choose_in, read_setting, write_setting
+
+    boxed(work)
+    devices = work.panel.model.ui.deviceSelector
+    choose_in(devices, "cuda")
+    devices.activated.emit(devices.currentIndex)
+    work.desktop.wait(lambda: devices.currentText == "Automatic")
+    assert "extension PyTorch" in work.desktop.messages()[-1] and "pip" not in " ".join(work.desktop.messages())
+    assert read_setting("Device") == work.session.device == "auto"
+    work.panel.starter.kill()  # it starts again with the model that had answered
+    work.panel.segments.add()
+    boxed(work, LIVER)
+    assert len(work.desktop.messages()) < 3 and work.voxels().any()
+    write_setting("Device", "cuda")  # as left by a computer that had one
+    choose_in(devices, "cuda")
+    work.panel._server_changed()
+    work.desktop.wait(lambda: devices.currentText == "Automatic")
+    work.desktop.wait(lambda: work.panel.host.ready and work.panel.host.status.model == "compact")
 
 
 def test_a_download_is_asked_for_with_size_and_licence(work, monkeypatch):
@@ -721,6 +743,30 @@ def test_the_preview_is_what_the_model_sees(work):
     image = ui.previewLabel.pixmap.toImage()
     grey = [qt.QColor(image.pixel(image.width() // 2, y)).red() for y in range(image.height())]
     assert min(grey) == 0 and max(grey) > 150
+
+
+def test_the_preview_follows_the_browsed_frame_of_a_sequence(work):
+    logic = slicer.vtkSlicerSequencesLogic()
+    logic.SetMRMLScene(work.desktop.scene)
+    sequence = work.desktop.slicer_scene.add("vtkMRMLSequenceNode", "cine")
+    for number in range(2):
+        frame = slicer.vtkMRMLScalarVolumeNode()
+        frame.SetAndObserveImageData(image_of(work.volume.array[..., :: 1 - 2 * number]))
+        frame.SetIJKToRASMatrix(matrix_of(work.volume.affine))
+        sequence.SetDataNodeAtValue(frame, str(number))
+    browser = work.desktop.slicer_scene.add("vtkMRMLSequenceBrowserNode")
+    browser.SetAndObserveMasterSequenceNodeID(sequence.GetID())
+    logic.UpdateProxyNodesFromSequences(browser)
+    ui = work.panel.input.ui
+    ui.volumeSelector.setCurrentNode(browser.GetProxyNode(sequence))
+    boxed(work)
+    ui.contrastSection.collapsed = False
+    work.desktop.wait(lambda: not ui.previewLabel.pixmap.isNull(), 5)
+    shown = [ui.previewLabel.pixmap.toImage()]
+    browser.SetSelectedItemNumber(1)
+    logic.UpdateProxyNodesFromSequences(browser)
+    work.desktop.wait(lambda: ui.previewLabel.pixmap.toImage() != shown[0], 10)
+    assert work.session.volume.array[12, 64].tolist() == work.volume.array[12, 64].tolist(), "the masks keep theirs"
 
 
 def test_a_colour_image_is_refused_with_a_sentence(work):
