@@ -34,7 +34,7 @@ from SAMFineTuneLib.inference.block_path import BlockPath, path_through
 from SAMFineTuneLib.inference.mask_shapes import overlap
 from SAMFineTuneLib.inference.onnx_memory import VolumeMemory
 from SAMFineTuneLib.inference.progress import Cancelled
-from SAMFineTuneLib.inference.slice_registration import carried_masks
+from SAMFineTuneLib.inference.slice_registration import carried_masks, joined
 from SAMFineTuneLib.inference.unchanged_structure import appearance, is_unchanged
 from SAMFineTuneLib.models.volume_block import channels, grey_evidence, stretch
 
@@ -48,7 +48,6 @@ _FINEST = 0.5  # cells from slice to slice: slices between closer ones are left 
 _OUTLINED = 2 / 3  # share of the slice model in the mean
 _SHRUNK = 0.85  # share of the area of another slice; below, the structure may have been lost
 _SAME = 0.5  # least IoU of the memory's mask with what inner points of it give
-_CARRIED = 8.0  # slices after which a carried mask is only a third as sure
 _STEEP = 1.0  # growth of a mask's radius, in distances from slice to slice, above which it may have leaked
 _ALIKE = 0.85  # IoU with the slice before, from which on a mask has not leaked, however much it grew
 _REFERENCES = 5  # known slices beyond a block that tell what the structure looks like
@@ -231,20 +230,13 @@ class _Run:
         sure the further they have come."""
         shares = {index: mask for index, mask in self.known.items() if mask.any()}
         shares |= {index: answer.share for index, answer in before.items() if answer.there}
-        carried: dict[int, list[tuple[np.ndarray, float]]] = {}
-        stack = self.slices
-        for index, share, away in carried_masks(shares, missing, stack.picture, stack.count, stack.distance):
+        carried, stack = [], self.slices
+        for each in carried_masks(shares, missing, stack.picture, stack.count, stack.distance):
             if self.cancelled():
                 return {}
-            carried.setdefault(index, []).append((share, 1 / away))
+            carried.append(each)
             yield {}
-        guess = {}
-        for index, found in carried.items():
-            several, nearness = zip(*found, strict=True)
-            share = np.average(several, axis=0, weights=nearness)
-            sure = np.exp(-1 / max(nearness) / _CARRIED)
-            guess[index] = SliceAnswer((0.5 + sure * (share - 0.5)).astype(np.float32), 1.0)
-        return guess
+        return {index: SliceAnswer(share, 1.0) for index, share in joined(carried).items()}
 
     def _answer(self, index: int, answer: SliceAnswer) -> SliceAnswer:
         """What counts on a slice, given the memory's answer."""

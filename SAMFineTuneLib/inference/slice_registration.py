@@ -6,7 +6,7 @@ grid. ITK's demons carry masks equally well, but take twice as long for the smal
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import lru_cache
 
 import numpy as np
@@ -17,7 +17,9 @@ from SAMFineTuneLib.models.volume_block import stretch
 _STEPS = (20, 15)  # on the coarse and on the fine grid
 _NOISE = 0.7  # cells: pictures are blurred by this much first
 _STIFFNESS = 2.0  # cells: the deformation is smooth over this distance
-_FARTHEST = 0.5  # of the longer side of a mask: from its middle, a structure is about as deep as it is wide
+FARTHEST = 0.5
+"""Of the longer side of a mask: from its middle, a structure is about as deep as it is wide."""
+_REACH = 8.0  # slices after which a carried mask is only a third as sure
 _LONGEST = 1.0  # cells: a step is at most this long
 
 
@@ -27,9 +29,10 @@ def carried_masks(
     picture: Callable[[int], np.ndarray],
     count: int,
     distance: float,
+    farthest: float = FARTHEST,
 ) -> Iterator[tuple[int, np.ndarray, int]]:
     """Carry masks to slices that have none, in both directions, until they vanish, meet a slice that has one, or are
-    half as far away as the structure is wide.
+    too far away.
 
     Args:
         shares: known masks or shares of the structure (H, W), 0 to 1, by slice; none of them empty.
@@ -37,19 +40,34 @@ def carried_masks(
         picture: slice → grey values (H, W).
         count: slices of the stack.
         distance: from slice to slice, in pixels of a slice.
+        farthest: how far a mask is carried, in units of its longer side.
 
     Yields:
         A slice, the structure's share there (H, W) and the number of slices that it was carried. A slice between two
         known ones comes twice.
     """
     for start, known in shares.items():
-        farthest = path_through({start: known > 0.5}, count).side / SURROUNDINGS * _FARTHEST / distance
+        slices = path_through({start: known > 0.5}, count).side / SURROUNDINGS * farthest / distance
         for step in (1, -1):
             share, index = known.astype(np.float32), start
-            while index + step in missing and abs(index - start) < farthest and (share > 0.5).any():
+            while index + step in missing and abs(index - start) < slices and (share > 0.5).any():
                 share = carried_mask(share, index, index + step, picture, count)
                 index += step
                 yield index, share, abs(index - start)
+
+
+def joined(carried: Iterable[tuple[int, np.ndarray, int]]) -> dict[int, np.ndarray]:
+    """What `carried_masks` yields as one share of each slice, 0 to 1: the mean of both directions, the nearer one
+    counting more, and the closer to 0.5 the further it came."""
+    found: dict[int, list[tuple[np.ndarray, float]]] = {}
+    for index, share, away in carried:
+        found.setdefault(index, []).append((share, 1 / away))
+    shares = {}
+    for index, several in found.items():
+        several, nearness = zip(*several, strict=True)
+        sure = np.exp(-1 / max(nearness) / _REACH)
+        shares[index] = (0.5 + sure * (np.average(several, axis=0, weights=nearness) - 0.5)).astype(np.float32)
+    return shares
 
 
 def carried_mask(

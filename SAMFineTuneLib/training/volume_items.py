@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import ndimage
 
+from SAMFineTuneLib.inference.slice_registration import FARTHEST, carried_masks, joined
 from SAMFineTuneLib.models.volume_block import CELLS, channels, grey_evidence, sampling, stretch
 from SAMFineTuneLib.training.synthetic_canvas import smooth_noise
 from SAMFineTuneLib.training.synthetic_volumes import SyntheticVolume
 
 MOST_SLICES = 28
+CARRIED = 0.6
+"""Part of the structures whose known masks are carried along with the picture as an earlier answer."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,9 @@ def _item(rng: np.random.Generator, volume: SyntheticVolume, mask: np.ndarray, l
         known[rng.choice(empty, min(len(empty), int(rng.integers(1, 3))), replace=False)] = True
     earlier = np.full_like(image, 0.5)
     part = _window(rng, len(image), length, there, np.flatnonzero(known))
-    if rng.random() < 0.4 or not known[part].any():
+    if rng.random() < CARRIED and known[part].any():
+        _carry(rng, volume, drawn, earlier, part, known, (down, across))
+    elif rng.random() < 0.4 or not known[part].any():
         _fill_earlier(rng, volume, mask, earlier, there, part, (down, across), not known[part].any())
     ratio = volume.step / (side / CELLS)
     image, evidence, masks, earlier, target = (one[part] for one in (image, evidence, masks, earlier, target))
@@ -152,6 +158,17 @@ def _fill_earlier(rng, volume, mask, earlier, there, part, weights, needed) -> N
         own = _as_answered(rng, volume, mask, k) if mask[k].any() else mask[k]
         soft = ndimage.gaussian_filter(down @ own.astype(np.float32) @ across.T, rng.uniform(0.5, 1.5))
         earlier[k] = np.clip(soft, 0.02, 0.98)
+
+
+def _carry(rng, volume, drawn, earlier, part, known, weights) -> None:
+    """The known masks, carried along with the picture, as the earlier answer that propagation begins with."""
+    missing = [k for k in range(part.start, part.stop) if not known[k]]
+    shares = {k: own for k, own in drawn.items() if part.start <= k < part.stop}
+    farthest = FARTHEST * math.exp(rng.uniform(-0.5, 1.2))
+    carried = carried_masks(shares, missing, volume.image.__getitem__, len(volume.image), volume.step, farthest)
+    down, across = weights
+    for k, share in joined(carried).items():
+        earlier[k] = down @ share @ across.T
 
 
 def _turned(rng: np.random.Generator, block: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from SAMFineTuneLib.inference.slice_registration import carried_masks, deformation, deformed
+from SAMFineTuneLib.inference.slice_registration import carried_masks, deformation, deformed, joined
 
 SIDE = 96
 
@@ -53,6 +53,16 @@ def test_masks_between_two_known_ones_come_from_both():
     found = carried(pictures, {2: masks[2], 6: masks[6]}, range(3, 6))
     assert sorted((index, away) for index, _, away in found) == [(3, 1), (3, 3), (4, 2), (4, 2), (5, 1), (5, 3)]
     assert all(dice(share > 0.5, masks[index]) > 0.85 for index, share, _ in found)
+
+
+def test_masks_that_came_from_two_sides_are_joined_the_surer_the_nearer():
+    pictures, masks = slices()
+    shares = joined(carried(pictures, {2: masks[2], 6: masks[6]}, range(3, 6)))
+    assert list(shares) == [3, 4, 5] and all(dice(share > 0.5, masks[index]) > 0.85 for index, share in shares.items())
+    surest = {index: np.abs(share - 0.5).max() for index, share in shares.items()}
+    assert surest[4] < min(surest[3], surest[5]) < 0.5
+    near, far = np.full((4, 4), 0.9), np.full((4, 4), 0.1)
+    assert (joined([(0, near, 1), (0, far, 3)])[0] > 0.5).all()  # the nearer one counts more
 
 
 def test_a_mask_is_carried_half_as_far_as_the_structure_is_wide():

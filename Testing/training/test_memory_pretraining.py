@@ -19,6 +19,7 @@ from SAMFineTuneLib.images.sitk_images import to_sitk  # noqa: E402
 from SAMFineTuneLib.models.spec import read_model_folder  # noqa: E402
 from SAMFineTuneLib.models.volume_block import CELLS, CHANNELS  # noqa: E402
 from SAMFineTuneLib.training import memory_pretraining as pretrain  # noqa: E402
+from SAMFineTuneLib.training import volume_items  # noqa: E402
 from SAMFineTuneLib.training.stopping import Stopped  # noqa: E402
 from SAMFineTuneLib.training.synthetic_volumes import GENERATOR_VERSION, synthetic_volume  # noqa: E402
 from SAMFineTuneLib.training.volume_items import MOST_SLICES, draw_items  # noqa: E402
@@ -74,6 +75,22 @@ def test_an_item_tells_what_is_known_and_asks_for_one_structure_in_one_piece():
             inside = ndimage.binary_erosion(masks[k] > 0, iterations=8)
             assert not inside.any() or item.target[k][inside].mean() > 0.5
     assert known_of > 8 and earlier_of > 2
+
+
+def test_known_masks_carried_along_with_the_picture_are_earlier_answers(monkeypatch):
+    """As propagation begins: they are near the structure, with the known slices left out."""
+    monkeypatch.setattr(volume_items, "CARRIED", 1.0)
+    agreement = []
+    for seed in range(8):
+        for item in draw_items(np.random.default_rng((6, seed)), synthetic_volume((6, seed)), 4):
+            earlier, known = item.block[4], np.flatnonzero(item.known & item.target.any((1, 2)))
+            assert not known.size or (earlier[item.known] == 0).all()
+            near = {k for one in known for k in (one - 1, one + 1) if 0 <= k < len(earlier) and not item.known[k]}
+            for k in near:
+                inside, target = earlier[k] > 0, item.target[k] > 0.5
+                if inside.any() and target.any():
+                    agreement.append(2 * (inside & target).sum() / (inside.sum() + target.sum()))
+    assert len(agreement) > 15 and np.mean(agreement) > 0.7
 
 
 def test_a_resumed_run_repeats_the_uninterrupted_one(tmp_path, without_export):
