@@ -96,7 +96,7 @@ def _segmented(cohort: Cohort, case: CohortCase, job: CaseJob, cancelled: Callab
     rows: dict[int, list[tuple[float, ...]]] = {value: [] for value in values.values()}
     before: dict[int, np.ndarray] = {}
     for item in slice_logits(predictor, volume, window, orientations, cancelled=cancelled):
-        classes, shares = item.classes, item.shares
+        classes, shares = item.classes, item.probabilities
         for number, value in values.items():
             mask = classes == number
             if mask.any():

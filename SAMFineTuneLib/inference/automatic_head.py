@@ -1,6 +1,6 @@
-"""Segments a whole volume without prompts: the automatic head's classes, slice by slice.
+"""Segments a whole volume without prompts: the automatic head predicts the class of each pixel, slice by slice.
 
-Where an adapter learned from slices in several orientations, their answers are averaged.
+For an adapter that was trained on slices in several orientations, the predictions are averaged over these.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from SAMFineTuneLib.inference.predictor import Predictor
 from SAMFineTuneLib.inference.progress import Cancelled, Meter, Progress
 from SAMFineTuneLib.prompts import segment_color
 
-_MOST_BYTES = 2 << 30  # of the shares of classes in voxels
-_LEAST_SHARE = 1e-6  # so that the logarithm is finite
+_MOST_BYTES = 2 << 30  # limit for the probabilities of all classes in all voxels
+_LEAST_PROBABILITY = 1e-6  # keeps the logarithm finite
 
 
 def segment_classes(
@@ -30,14 +30,14 @@ def segment_classes(
     orientations: Sequence[str] = ("axial",),
     report: Callable[[Progress], None] | None = None,
 ) -> np.ndarray:
-    """Label map of a volume, uint8 [k, j, i]: 0 is background, then the model's classes in their order.
+    """Label map of a volume, uint8 [k, j, i]: 0 is background, 1, 2, … are the model's classes in order.
 
     Args:
         predictor: the open model.
-        volume: what is segmented.
-        window: the grey values that the model sees.
-        orientations: one, or several whose answers are averaged.
-        report: told after each slice; what it raises ends the work.
+        volume: the volume.
+        window: the grey-value window in which the model sees it.
+        orientations: of the slices; the predictions in several orientations are averaged.
+        report: called with the progress after each slice.
 
     Raises:
         UserError: for a model without an automatic head.
@@ -51,7 +51,7 @@ def segment_classes(
 
 @dataclass(frozen=True, eq=False)
 class SliceLogits:
-    """The model's answer on one slice: logits (C, rows, columns) float32 of all classes, background first."""
+    """The prediction for one slice: logits (C, rows, columns) float32 of all classes, background first."""
 
     index: int
     plane: SlicePlane
@@ -63,10 +63,10 @@ class SliceLogits:
         return self.logits.argmax(axis=0).astype(np.uint8)
 
     @property
-    def shares(self) -> np.ndarray:
-        """How sure the model is of each class: like the logits, from 0 to 1, of sum 1 in every pixel."""
-        shares = np.exp(self.logits - self.logits.max(axis=0))
-        return shares / shares.sum(axis=0)
+    def probabilities(self) -> np.ndarray:
+        """Softmax of the logits over the classes, (C, rows, columns) float32."""
+        exponentials = np.exp(self.logits - self.logits.max(axis=0))
+        return exponentials / exponentials.sum(axis=0)
 
 
 def slice_logits(
@@ -79,18 +79,18 @@ def slice_logits(
     report: Callable[[Progress], None] | None = None,
     cancelled: Cancelled = lambda: False,
 ) -> Iterator[SliceLogits]:
-    """Yield the model's answer on each slice of the first orientation.
+    """Yield the prediction for each slice of the first orientation.
 
     Args:
         predictor: with an automatic head.
         volume: the volume.
         window: the grey-value window in which the model sees it.
-        orientations: of the slices; the answers on those of further orientations are averaged with the first one's
-            where the whole volume is asked for and memory suffices.
-        first: index of the first slice; None: that of the volume.
-        last: index of the last slice; None: that of the volume.
-        report: told the progress after each slice.
-        cancelled: asked before each slice whether to stop.
+        orientations: of the slices; the predictions in further orientations are averaged with those in the first
+            one, unless a range of slices is given or there is too little memory.
+        first: index of the first slice, by default 0.
+        last: index of the last slice, inclusive, by default the volume's last.
+        report: called with the progress after each slice.
+        cancelled: called before each slice; true ends the work.
     """
     main, *others = orientations
     if (first, last) != (None, None) or not _fits(predictor, volume):
@@ -110,18 +110,18 @@ def slice_logits(
     if not others:
         yield from answers(main)
         return
-    shares = np.zeros((len(predictor.engine.spec.classes), *volume.shape), np.float16)  # sums of the others'
+    sums = np.zeros((len(predictor.engine.spec.classes), *volume.shape), np.float16)  # probabilities of the others
     for one in (answer for name in others for answer in answers(name)):
         (k, j, i), within = voxels_of_pixels(volume, one.plane)
-        shares[:, k[within], j[within], i[within]] += one.shares[:, within].astype(np.float16)
+        sums[:, k[within], j[within], i[within]] += one.probabilities[:, within].astype(np.float16)
     for one in answers(main):
         (k, j, i), _ = voxels_of_pixels(volume, one.plane)
-        mean = (one.shares + shares[:, k, j, i]) / len(indices)
-        yield replace(one, logits=np.log(mean + _LEAST_SHARE))
+        mean = (one.probabilities + sums[:, k, j, i]) / len(indices)
+        yield replace(one, logits=np.log(mean + _LEAST_PROBABILITY))
 
 
 def _fits(predictor: Predictor, volume: Volume) -> bool:
-    """Whether the shares of all classes in all voxels may be kept in memory."""
+    """Whether the probabilities of all classes in all voxels fit into the memory allowed."""
     return 2 * len(predictor.engine.spec.classes) * volume.array.size <= _MOST_BYTES
 
 
@@ -135,7 +135,7 @@ class SliceClasses:
 
 
 def class_slices(*inputs: Any, **options: Any) -> Iterator[SliceClasses]:
-    """Yield the classes of each slice, which take less memory than the logits; arguments as of `slice_logits`."""
+    """Yield the classes of each slice, which take less memory than the logits; arguments as for `slice_logits`."""
     for item in slice_logits(*inputs, **options):
         classes = item.classes
         found = np.unique(classes[classes > 0])
@@ -143,5 +143,5 @@ def class_slices(*inputs: Any, **options: Any) -> Iterator[SliceClasses]:
 
 
 def class_segments(classes: Sequence[str]) -> tuple[SegmentInfo, ...]:
-    """Names and colours of the label map's values, by the names of a model's classes, background first."""
+    """Names and colours of the label map's values, from the names of a model's classes, background first."""
     return tuple(SegmentInfo(name, value, segment_color(value)) for value, name in enumerate(classes[1:], start=1))

@@ -1,4 +1,7 @@
-"""Propagates masks with the volume memory, which answers for blocks of slices: each piece of a structure by itself."""
+"""Propagates masks with the volume memory, which answers for a block of slices at once.
+
+Each connected piece of a structure is propagated separately.
+"""
 
 from __future__ import annotations
 
@@ -26,13 +29,13 @@ if TYPE_CHECKING:
 
 
 class BlockPropagation:
-    """One propagation: the slices in blocks, those nearest to a known mask first.
+    """One propagation; the slices nearest to a known mask come first.
 
     Args:
         predictor: the model, which has a volume memory.
-        shown: index → picture of the slice.
+        shown: returns the picture (H, W) of a slice from its index.
         plan: where it starts, and which slices it should reach.
-        cancelled: asked before each slice.
+        cancelled: called before each slice; true ends the propagation.
         meter: counts the slices.
         kept: as in `propagation.propagate`.
     """
@@ -50,7 +53,7 @@ class BlockPropagation:
         self._picture = lru_cache(2 * MOST_SLICES)(shown)
         self.known = {front.index: front.mask for front in plan.starts}
         lowest, highest = plan.starts[0].index, plan.starts[-1].index
-        # All slices on the way count, also those before the range begins.
+        # The range includes the slices between a start and the requested range, which have to be passed.
         self.first = min(plan.first, lowest) if -1 in plan.steps else lowest
         self.last = max(plan.last, highest) if 1 in plan.steps else highest
         stack = Slices(
@@ -96,22 +99,22 @@ class BlockPropagation:
         yield from self._ends(absent)
 
     def _outlined(self, index: int, mask: np.ndarray, by_points: bool) -> np.ndarray:
-        """How likely each pixel belongs to the structure, prompted with each piece of the memory's mask, or with inner
-        points of it alone."""
+        """Probability (H, W) that each pixel belongs to the structure, from prompting the model with each piece of the
+        memory's mask, or with interior points of the pieces alone."""
         if index in self.plan.interpolated:
             return mask.astype(np.float32)
-        shares = [
-            prompted_by_piece(self.predictor, self._picture(index), piece, by_points).share_near(piece)
+        probabilities = [
+            prompted_by_piece(self.predictor, self._picture(index), piece, by_points).probability_near(piece)
             for piece in followed_pieces(mask)
         ]
-        return np.max(shares, axis=0)
+        return np.max(probabilities, axis=0)
 
     def _steps_to_known(self, index: int) -> int:
         return min(abs(index - start) for start in self.known)
 
     def _neighbour(self, index: int, absent: set[int]) -> np.ndarray | None:
-        """The mask of the slice next to `index` on the way from the nearest known one; None where the structure has
-        ended before."""
+        """The mask on the slice before `index`, coming from the nearest known slice; None where the structure has ended
+        before it."""
         start = min(self.known, key=lambda known: abs(index - known))
         before = index + (1 if start > index else -1)
         if before in self.masks:
@@ -126,7 +129,7 @@ class BlockPropagation:
         return tuple(key for front in (*below, *above) for key in front.sources)
 
     def _ends(self, absent: set[int]) -> Iterator[PropagationEnd]:
-        """Say which slices stay empty, and why."""
+        """Report which slices stay empty, and why."""
         lowest, highest = self.plan.starts[0].index, self.plan.starts[-1].index
         for low, high in zip(self.plan.starts, self.plan.starts[1:], strict=False):
             empty = [index for index in self.plan.between(low.index, high.index) if index in absent]

@@ -1,7 +1,8 @@
 """Limits what a corrective click changes in a mask, and sets the clicked pixels to what the user said.
 
 A click corrects its surroundings, but the model's new answer may differ anywhere. So the mask far from a click changes
-only where the model is sure. Its outline, however, is often off by the same small step all around; one click tells.
+only where the model is sure. An outline is often off by the same small distance all around, so one click may move all
+of it by a small step.
 """
 
 from __future__ import annotations
@@ -12,40 +13,41 @@ from scipy import ndimage
 from SAMFineTuneLib.inference.mask_shapes import overlap
 
 _REACH = 2.0
-"""How far a click counts for its surroundings, in units of its distance from the outline."""
+"""Radius around a click in which the new answer counts without further conditions, in units of the click's distance
+from the outline."""
 _LOGITS_PER_REACH = 4.0
-"""Logits by which the model must be surer, for each further reach away from the click, to change the mask."""
+"""Logits that the new answer needs, for each further such radius away from the click, to change the mask."""
 _CONTRARY = 4.0
-"""Logits by which the model must be surer to take away after positive clicks alone, or to add after negative ones."""
+"""Further logits that it needs to remove pixels after positive clicks alone, or to add some after negative ones."""
 _AT_OUTLINE = 0.5
-"""Logits by which the model must be surer, at most, to move the outline by one cell, anywhere."""
+"""Largest number of logits that it needs to move the outline by one cell, anywhere."""
 _SMALL_STEP = 0.7
-"""IoU of the masks before and after, below which this does not count."""
+"""Least IoU of the masks before and after for which `_AT_OUTLINE` applies."""
 _FIRST_READING = 0.5
-"""Share of these logits when the earlier answer is one reading of a lone point, which the next click may revise."""
+"""Factor on these logits when the earlier answer is one reading of a lone point, which the next click may revise."""
 _MARGIN = 1.0
-"""Logits of a clicked place, at least: positive inside, negative outside."""
+"""Least absolute value of the logit at a clicked place, which is positive inside and negative outside."""
 _NARROWEST = 0.4
-"""Cells: a narrower change would miss its neighbours."""
+"""Least radius of such a change in cells; a narrower one would not reach the neighbouring cells."""
 
 
 def changed_near(
     before: np.ndarray, after: np.ndarray, clicks: np.ndarray, positive: np.ndarray, first_reading: bool = False
 ) -> np.ndarray:
-    """Keep an earlier answer where a new one differs far from all clicks and without certainty.
+    """Keep an earlier answer where a new one differs from it far from all clicks and with small logits.
 
-    A click close to the outline points at a small error and counts for few cells, one far from it for many. A missing
-    part is seldom thicker than the mask that is there, so a positive click does not count for more than that, however
-    far it is. Anywhere else the outline may move by one cell, unless that changes much of the mask, as in a thin one.
-    Clicks that are all positive seldom mean that something is to be taken away, nor negative ones that something is
-    missing. An answer without an outline, with nothing or everything inside, may change anywhere.
+    A click close to the outline points at a small error and affects few cells; a click far from it affects many. A
+    missing part is seldom thicker than the mask that is there, so that thickness limits how far a positive click
+    reaches. Elsewhere the outline may move by one cell, unless that changes much of the mask, as it does in a thin one.
+    Positive clicks alone seldom mean that something should be removed, and negative clicks alone seldom mean that
+    something is missing. An answer with nothing or everything inside may change anywhere.
 
     Args:
         before: logits (h, w) of the answer that the user corrects.
         after: logits (h, w) of the answer to all clicks.
         clicks: the new clicks (n, 2), x and y in cells of the logits.
         positive: (n,), whether a click is positive.
-        first_reading: whether the earlier answer is that to a lone point.
+        first_reading: whether the earlier answer was to a lone point.
 
     Returns:
         The logits (h, w) to show.
@@ -69,8 +71,8 @@ def changed_near(
 def as_told(logits: np.ndarray, clicks: np.ndarray, shares: np.ndarray, positive: np.ndarray) -> np.ndarray:
     """Change logits so that positive clicks are inside the mask, and negative ones outside.
 
-    A click that is on the wrong side takes its surroundings along, up to half the distance to the outline and to the
-    nearest contrary click. Of contrary clicks in one place the last one counts.
+    A click on the wrong side changes its surroundings as well, up to half the distance to the outline and to the
+    nearest click of the other kind. Where both kinds are in one place, the last click counts.
 
     Args:
         logits: (h, w).
@@ -98,7 +100,7 @@ def as_told(logits: np.ndarray, clicks: np.ndarray, shares: np.ndarray, positive
 
 
 def _needed(inside: np.ndarray, click: np.ndarray, thickness: float) -> np.ndarray:
-    """How large logits must be in each cell (h, w) to overrule the mask `inside`, for one click."""
+    """The least absolute logits (h, w) that overrule the mask `inside` after one click."""
     rows, columns = np.indices(inside.shape)
     away = np.hypot(columns - click[0], rows - click[1])
     here = inside[np.unravel_index(np.argmin(away), away.shape)]

@@ -3,8 +3,9 @@
 The key is a digest of the pixels that the encoder sees (so of voxels, plane and window together) and of the engine's
 weights, adapter and precision: a changed input has another key, and neither key nor entry identifies a patient. An
 entry is an `.npz` followed by a digest of it and its key; a damaged, renamed or truncated entry counts as missing and
-is computed again. Entries appear by rename, so processes can share a folder without locks and can be killed at any
-time. diskcache has neither: it pickles, does not verify what it reads, and keeps a database that processes lock.
+is computed again. Entries are written to a temporary file and renamed, so processes can share a folder without locks
+and can be killed at any time. The package diskcache does not serve: it pickles, does not verify what it reads, and
+keeps a database that processes lock.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _FORMAT = "2"  # part of every key: raise it when the content of entries changes
 _DIGEST_BYTES = 32
 _ENTRY = re.compile(r"[0-9a-f]{64}\.npz")
 _PARTIAL = re.compile(r"\.[0-9a-f]{12}\.partial-[0-9a-f]+\.npz")  # as `atomic_write` names them
-_STALE_PARTIAL_SECONDS = 3600  # whoever began such a file was killed
+_STALE_PARTIAL_SECONDS = 3600  # the process that was writing an older one has been killed
 
 
 def cache_folder() -> Path:
@@ -76,7 +77,7 @@ class EmbeddingCache:
         self._memory_size = 0
         self._disk_size: int | None = None  # an estimate; counted again when it reaches the limit
         self.failure: Exception | None = None
-        """Why the folder takes no more entries; new embeddings then stay in memory only."""
+        """The error that writing to the folder met; from then on, new embeddings stay in memory only."""
 
     def get_or_compute(self, key: str, compute: Callable[[], Embedding]) -> Embedding:
         """The embedding of `key`, from memory, disk, or `compute()`; the arrays are read-only."""

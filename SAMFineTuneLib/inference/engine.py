@@ -1,6 +1,6 @@
-"""What runs a model: the common part of the engines, and the choice of runtime, device and precision.
+"""Engines, which run a model: what they have in common, and the choice of runtime, device and precision.
 
-There are two engines, with the same answers. ONNX Runtime does not need PyTorch and runs a model that has
+There are two engines, which give the same answers. ONNX Runtime does not need PyTorch and runs a model that has
 `encoder.onnx` and `decoder.onnx`; PyTorch runs any checkpoint. `open_engine` takes ONNX Runtime when the files are
 there, unless only PyTorch can use the GPU that was asked for.
 """
@@ -30,9 +30,9 @@ Result = TypeVar("Result")
 class Engine(ABC):
     """A loaded model. All arrays are `float32`; coordinates are x, y in pixels of the model's input.
 
-    Answers are checked to be numbers. When a GPU runs out of memory, the engine goes on, with a notice, on the CPU.
-    Subclasses set the attributes, and run the model on `place`. What stands for an engine elsewhere (one that several
-    sessions share, a network in training) has these attributes, `encode`, `decode` and `decode_classes`.
+    Answers with NaN or infinite values are refused. When a GPU runs out of memory, the engine continues on the CPU and
+    adds a notice. Subclasses set the attributes, and run the model on `place`. Stand-ins for an engine (one that
+    several sessions share, a network in training) have these attributes, `encode`, `decode` and `decode_classes`.
     """
 
     spec: ModelSpec
@@ -41,7 +41,7 @@ class Engine(ABC):
     device: str
     """What it runs on, for messages: `CPU (ONNX Runtime, fp32)`."""
     place: str
-    """The device on which it runs: `cpu`, `cuda:1`, …"""
+    """The device, for the runtime: `cpu`, `cuda:1`, …"""
     notices: list[str]
     """Sentences for the user, for example about a fallback to the CPU."""
     memory: VolumeMemory | None = None
@@ -52,26 +52,26 @@ class Engine(ABC):
 
     @abstractmethod
     def run_encoder(self, image: np.ndarray) -> Embedding:
-        """`encode`, on the device alone."""
+        """Run the image encoder on `place`; shapes as in `encode`."""
 
     @abstractmethod
     def run_decoder(self, embedding: Embedding, *prompts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """`decode`, on the device alone."""
+        """Run the mask decoder on `place`; shapes as in `decode`."""
 
     @abstractmethod
     def run_classes(self, embedding: Embedding) -> np.ndarray:
-        """`decode_classes`, on the device alone."""
+        """Run the automatic head on `place`; shapes as in `decode_classes`."""
 
     @abstractmethod
     def move_to_cpu(self) -> None:
-        """Free the GPU, and be ready to run on the CPU."""
+        """Free the GPU's memory and load the model on the CPU."""
 
     def encode(self, image: np.ndarray) -> Embedding:
         """Embed one prepared image (1, C, S, S)."""
-        return self._numbers(self.run_encoder, image)
+        return self._finite(self.run_encoder, image)
 
     def decode(self, embedding: Embedding, *prompts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Low-resolution logits (B, 4, h, w) and predicted IoU (B, 4).
+        """Predict low-resolution logits (B, 4, h, w) and predicted IoU (B, 4) for B sets of prompts.
 
         Output 0 is the single-mask token, 1 to 3 are the multimask tokens.
 
@@ -81,14 +81,14 @@ class Engine(ABC):
                 top-left and bottom-right corner of a box; `mask_input` (B, 1, h, w), which counts where
                 `has_mask_input` (B,) is 1.
         """
-        return self._numbers(self.run_decoder, embedding, *prompts)
+        return self._finite(self.run_decoder, embedding, *prompts)
 
     def decode_classes(self, embedding: Embedding) -> np.ndarray:
-        """Logits (1, C, h, w) of the classes that a model finds without a prompt, background first."""
-        return self._numbers(self.run_classes, embedding)
+        """Logits (1, C, h, w) of the classes that the automatic head finds without a prompt, background first."""
+        return self._finite(self.run_classes, embedding)
 
-    def _numbers(self, run: Callable[..., Result], *inputs: Any) -> Result:
-        """The answer of the model. UserError when it has NaN or infinite numbers, which would become an empty mask."""
+    def _finite(self, run: Callable[..., Result], *inputs: Any) -> Result:
+        """Run the model. UserError when the answer has NaN or infinite values, which would become an empty mask."""
         answer = self.on_cpu_when_out_of_memory(run, *inputs)
         arrays = answer.values() if isinstance(answer, dict) else answer
         if not all(np.isfinite(array).all() for array in arrays):
@@ -99,7 +99,7 @@ class Engine(ABC):
         return answer
 
     def on_cpu_when_out_of_memory(self, run: Callable[..., Result], *inputs: Any) -> Result:
-        """What `run` returns for the inputs, if need be on the CPU."""
+        """Call `run` with the inputs; when the GPU runs out of memory, move to the CPU and call it again."""
         try:
             return run(*inputs)
         except Exception as error:  # the runtimes raise classes of their own
@@ -113,7 +113,7 @@ class Engine(ABC):
 
 
 def try_once(engine: Engine) -> None:
-    """Run an engine on an artificial picture. UserError when its answer does not fit its model's description."""
+    """Run an engine on an artificial picture. UserError when its answer does not match its model's description."""
     spec, size = engine.spec, engine.spec.low_res_size
     answers = []
     try:
@@ -141,12 +141,12 @@ def try_once(engine: Engine) -> None:
 
 
 def embedding_digest(engine: Engine) -> str:
-    """Identifies the answers of `encode`: for an adapter that leaves the image encoder unchanged, those of its base."""
+    """Identifies the answers of `encode`. With an adapter that leaves the image encoder unchanged, it is the base's."""
     return getattr(engine, "embedding_digest", engine.digest)
 
 
 def decodes_at_once(engine: Engine) -> bool:
-    """Whether `decode` in several threads at the same time is allowed and faster."""
+    """Whether calling `decode` from several threads at once is allowed and faster."""
     return getattr(engine, "decodes_at_once", False)
 
 
@@ -219,7 +219,7 @@ def _torch_serves_better(device: str, precision: str) -> bool:
         return True
     kind = device.partition(":")[0]
     if kind not in ("cuda", "mps"):
-        return False  # importing torch takes seconds: on "auto" a model with ONNX files stays without it
+        return False  # importing torch takes seconds, so "auto" does without it for a model with ONNX files
     from SAMFineTuneLib.inference.onnx_engine import available_devices
 
     if kind in available_devices():

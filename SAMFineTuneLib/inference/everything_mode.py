@@ -42,7 +42,7 @@ STABILITY_OFFSET = 0.1
 MAX_BOX_OVERLAP = 0.7
 """Of two masks whose boxes overlap more (IoU), the one with the lower score is dropped."""
 MIN_AREA = 20
-"""Smallest mask, and smallest piece of a mask, in pixels."""
+"""Smallest mask, and smallest connected piece of a mask, in pixels."""
 MAX_AREA = 0.5
 """Largest mask as a fraction of the slice; what is larger is background."""
 TILE_OVERLAP = 512 / 1500
@@ -72,13 +72,13 @@ class SliceMasks:
 def automatic_masks(
     predictor: Predictor, shown: np.ndarray, settings: EverythingSettings, cancelled: Cancelled = lambda: False
 ) -> list[AutomaticMask]:
-    """All objects of a picture.
+    """Find all objects of a picture.
 
     Args:
         predictor: the open model.
         shown: the picture, uint8 (rows, columns).
-        settings: how densely to ask and what to keep.
-        cancelled: looked at between requests to the model.
+        settings: number of points and of layers.
+        cancelled: called before each batch of points; true ends the search.
 
     Returns:
         The masks, best score first; when cancelled, those found so far.
@@ -164,20 +164,20 @@ def everything(
 
     Args:
         predictor: the open model.
-        volume: what is segmented.
-        window: the grey values that the model sees.
+        volume: the volume.
+        window: the grey-value window in which the model sees it.
         orientation: of the slices.
         settings: by default `EverythingSettings()`.
         first: index of the first slice, by default 0.
-        last: index of the last slice, which belongs to them, by default the volume's last.
-        progress: told after each slice.
-        cancelled: looked at between requests to the model.
+        last: index of the last slice, inclusive, by default the volume's last.
+        progress: called with the progress after each slice.
+        cancelled: called before each batch of points; true ends the search.
 
     Yields:
-        Each slice with its masks; nothing further when cancelled.
+        Each slice with its masks, until cancelled.
 
     Raises:
-        UserError: when the volume has no such slices; at once, not with the first slice.
+        UserError: when the volume has no such slices; raised by the call itself, not by the first `next`.
     """
     settings = settings or EverythingSettings()
     indices = slice_range(volume, orientation, first, last)
@@ -225,7 +225,7 @@ def _candidates_of_view(
 
 
 def _enlarged(candidates: list[_Candidate], view: View, shape: tuple[int, ...]) -> list[AutomaticMask]:
-    """The candidates' masks in the whole picture, those that pass the filters by size and by overlap."""
+    """Enlarge the candidates' masks to the whole picture; filter them by size and overlap."""
     found = []
     for one in candidates:
         mask = _usable(one.geometry.logits_to_picture(one.logits) > 0, view, shape)
@@ -237,7 +237,7 @@ def _enlarged(candidates: list[_Candidate], view: View, shape: tuple[int, ...]) 
 
 
 def _candidates(decoded: Decoded) -> list[_Candidate]:
-    """The masks that pass the filters on the model's small grid: most points find an object that another finds, too."""
+    """The masks that are stable on the model's small grid, before they are enlarged."""
     place = decoded.geometry
     rows, columns = (-(-side * place.low_res_size // place.input_size) for side in place.content)
     low_res, scores = decoded.low_res[:, 1:4], decoded.scores[:, 1:4]

@@ -21,15 +21,15 @@ WIDE_SURROUNDINGS = 4.0
 SMALLEST_SIDE = 24
 """Pixels of the picture; a smaller square shows too little of the surroundings."""
 _FURTHER_SCALES = (2**-0.5, 2**0.5)
-"""Sides of the further views, in sides of the first, of prompts that define the object's size."""
+"""Sides of the additional views for prompts that define the object's size, relative to the first view."""
 _POINT_SCALES = (1.0, 0.5, 0.25, 0.125)
-"""Sides of a lone point's views, in longer picture sides."""
-_SMALL_PICTURE = 2  # longer side, in sides of the model's input, below which a point's views may show fewer pixels
-_SMALL_PICTURE_SCALE, _SMALL_PICTURE_SIDE = 0.25, 28  # their least side then, in longer picture sides and in pixels
-_NARROWER = 1.5  # how much narrower its last view is: at least one step of sides
-_STEP = math.sqrt(2.0)
+"""Sides of a lone point's views, relative to the picture's longer side."""
+_SMALL_PICTURE = 2  # a picture is small when its longer side is less than this many times the model's input
+_SMALL_PICTURE_SCALE, _SMALL_PICTURE_SIDE = 0.25, 28  # smallest view there: relative to the longer side, and in pixels
+_NARROWER = 1.5  # ratio of a lone point's last two views, more than one step
+_STEP = math.sqrt(2.0)  # ratio of one side to the next
 _GRID = 8  # centres lie on multiples of side / 8
-_WHOLE_FROM = 0.8  # a square with this part of the picture's longer side or more is the whole picture
+_WHOLE_FROM = 0.8  # a square of at least this fraction of the picture's longer side becomes the whole picture
 
 
 @dataclass(frozen=True)
@@ -74,13 +74,13 @@ class View:
         return shown
 
     def shows(self, points: np.ndarray) -> np.ndarray:
-        """Which of x, y (N, 2) lie in the view (N,)."""
+        """Whether each of the points x, y (N, 2) lies in the view, bool (N,)."""
         x, y = np.asarray(points, float).reshape(-1, 2).T
         across = (x >= self.left - 0.5) & (x <= self.left + self.columns - 0.5)
         return across & (y >= self.top - 0.5) & (y <= self.top + self.rows - 0.5)
 
     def contains(self, points: np.ndarray) -> bool:
-        """Whether all x, y (N, 2) lie in the view."""
+        """Whether all points x, y (N, 2) lie in the view."""
         return bool(self.shows(points).all())
 
 
@@ -107,7 +107,7 @@ def view_of_box(shape: tuple[int, ...], box: np.ndarray, pixels: int) -> View:
 
 
 def views_around(shape: tuple[int, ...], view: View, points: np.ndarray) -> list[View]:
-    """A view, and narrower and wider ones with the same centre that hold all points x, y (N, 2)."""
+    """A view, and those narrower and wider ones with the same centre that contain all points x, y (N, 2)."""
     middle = view.left + view.columns / 2, view.top + view.rows / 2
     around = [square_view(shape, middle, max(view.rows, view.columns) * scale) for scale in _FURTHER_SCALES]
     return list(dict.fromkeys([view, *(one for one in around if one.contains(points))]))
@@ -118,7 +118,7 @@ def views_of_point(shape: tuple[int, ...], point: np.ndarray, pixels: int) -> li
 
     A view with fewer pixels than the model's input (`pixels` a side) does not show more detail, only less of the
     surroundings. One such view is included, because small objects would otherwise get too few votes. Small pictures
-    show as much of the patient in fewer pixels, so their views are as narrow in proportion.
+    show as much of the patient in fewer pixels, so there the narrowest view is a fraction of the picture.
     """
     longer = max(shape[:2])
     least = min(longer, pixels)
@@ -153,9 +153,9 @@ def box_around_prompts(prompts: PlanePrompts) -> np.ndarray | None:
 def extent_of_points(points: np.ndarray, pixels: int) -> np.ndarray:
     """Estimate the extent x0, y0, x1, y1 of the object in which n > 1 points x, y (n, 2) lie.
 
-    n random points in an interval span (n - 1) / (n + 1) of it on average. The extent is enlarged by the square root of
-    the inverse: users also click at an object's ends, and a view has room around it. It is never so small that its view
-    would have fewer than `pixels` a side, because the points may lie close together by chance.
+    n random points in an interval span (n - 1) / (n + 1) of it on average. The span is enlarged by the square root of
+    the inverse only: users also click at an object's ends, and a view has room around it. The extent is never so small
+    that its view would have fewer than `pixels` a side, because points may lie close together by chance.
     """
     low, high, count = points.min(axis=0), points.max(axis=0), len(points)
     half = np.maximum((high - low) / 2 * np.sqrt((count + 1) / (count - 1)), pixels / WIDE_SURROUNDINGS / 2)

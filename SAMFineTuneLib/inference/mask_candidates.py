@@ -1,7 +1,8 @@
 """Makes one answer from a decoder's candidates, for a model whose predicted IoU ranks all of them.
 
-Prompts that define the object have one answer: the mean of the most trusted candidates. A lone point is ambiguous, a
-part or the whole: each candidate of each view is a reading of it, and the answer averages the readings that agree.
+For prompts that define the object, the answer is the mean of the candidates with the best predicted IoU. A lone point
+may mean a part or the whole: each candidate of each view is a reading of it, and the answer averages the readings that
+agree.
 """
 
 from __future__ import annotations
@@ -11,14 +12,14 @@ import numpy as np
 from SAMFineTuneLib.inference.input_crop import View
 from SAMFineTuneLib.inference.mask_shapes import stability_score
 
-JOINED = 3  # candidates that are joined, the most trusted ones
+JOINED = 3  # number of candidates that are averaged
 _STABILITY_OFFSET = 1.0  # as in Segment Anything
-_CUT_PENALTY = 0.5  # share of its weight that a mask loses when its outline lies on edges that cut the picture
-_LOWEST = 1e-6  # a probability above zero: keeps logits finite, and a weight for a reading without any overlap
+_CUT_PENALTY = 0.5  # fraction of its weight that a mask loses when its outline lies on edges that cut the picture
+_LOWEST = 1e-6  # least probability, which keeps logits finite, and least agreement of a reading
 
 
 def joined(low_res: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, float]:
-    """Average the probabilities of the most trusted candidates.
+    """Average the probabilities of the candidates with the best predicted IoU.
 
     The mask of the largest expected IoU q holds the pixels with a probability above q / (1 + q) (for Dice: above half
     of it; Lipton et al., 2014). The logits are shifted by that threshold, so that a doubtful answer is not too small.
@@ -62,8 +63,9 @@ def weights(
 def most_agreed(masks: np.ndarray, weights: np.ndarray) -> tuple[int, np.ndarray]:
     """Choose the reading on which the others agree most.
 
-    It has the largest expected IoU, when each reading is meant with a probability in proportion to its weight (minimum
-    Bayes risk), times its own weight. When no reading overlaps another, it is the one of the largest weight.
+    With the weights as the probabilities that a reading is what the user means, it is the one with the largest expected
+    IoU (minimum Bayes risk) times its own weight. When no reading overlaps another, it is the one with the largest
+    weight.
 
     Args:
         masks: readings (n, H, W).
@@ -84,7 +86,8 @@ def most_agreed(masks: np.ndarray, weights: np.ndarray) -> tuple[int, np.ndarray
 
 
 def of_largest_expected_dice(inside: np.ndarray) -> np.ndarray:
-    """Logits (h, w), positive in the mask of the largest expected Dice, of independent probabilities (h, w)."""
+    """Turn probabilities (h, w) of independent pixels into logits (h, w), positive in the mask of the largest expected
+    Dice."""
     falling = np.sort(inside, axis=None)[::-1].astype(np.float64)
     expected = 2 * falling.cumsum() / (np.arange(1, falling.size + 1) + falling.sum())
     last = int(np.argmax(expected))
@@ -94,7 +97,7 @@ def of_largest_expected_dice(inside: np.ndarray) -> np.ndarray:
 
 
 def edges_that_cut(mask: np.ndarray, view: View, shape: tuple[int, ...]) -> list[np.ndarray]:
-    """What a view's mask has at those edges of the view which are not edges of the picture."""
+    """The pixels of a view's mask along those edges of the view that lie inside the picture."""
     edges = (
         (view.top > 0, mask[0]),
         (view.left > 0, mask[:, 0]),

@@ -30,7 +30,7 @@ def pieces(mask: np.ndarray) -> list[np.ndarray]:
 
 
 def pieces_with(mask: np.ndarray, pixels: np.ndarray) -> np.ndarray:
-    """The 8-connected pieces of a mask that hold any of some pixels, as one mask."""
+    """The 8-connected pieces of a mask that contain any of the given `pixels`, bool (rows, columns), as one mask."""
     labels, inside = _labelled(mask)
     kept = np.zeros(mask.shape, dtype=bool)
     kept[inside] = np.isin(labels, np.setdiff1d(labels[pixels[inside]], [0]))
@@ -67,7 +67,7 @@ def _labelled(mask: np.ndarray) -> tuple[np.ndarray, tuple[slice, slice]]:
         return np.zeros((0, 0), np.int64), (slice(0, 0), slice(0, 0))
     x0, y0, x1, y1 = box.astype(int)
     inside = slice(y0, y1 + 1), slice(x0, x1 + 1)
-    # On a slice many times as fast as ITK's filter, which takes longest to set itself up.
+    # Many times as fast on a slice as ITK's filter, whose set-up takes longer than its work.
     return ndimage.label(mask[inside], np.ones((3, 3)))[0], inside
 
 
@@ -86,13 +86,13 @@ def interpolate(first: np.ndarray, second: np.ndarray, position: float) -> np.nd
     Args:
         first: the mask at position 0, not empty.
         second: the mask at position 1, not empty.
-        position: 0 to 1, where the shape lies between them.
+        position: of the shape between them, 0 to 1.
     """
     return (1 - position) * _signed_distance(first) + position * _signed_distance(second) > 0
 
 
 def _signed_distance(mask: np.ndarray) -> np.ndarray:
-    """Distance to the outline in pixels, positive inside; the outline runs between pixels."""
+    """Distance (rows, columns) to the outline in pixels, positive inside; the outline runs between pixels."""
     import SimpleITK as sitk
 
     image = sitk.GetImageFromArray(np.ascontiguousarray(mask, dtype=np.uint8))
@@ -102,15 +102,12 @@ def _signed_distance(mask: np.ndarray) -> np.ndarray:
 
 
 def rim(mask: np.ndarray, nearest: float, furthest: float) -> np.ndarray:
-    """A ring around a mask.
+    """A ring around a mask, bool (rows, columns).
 
     Args:
         mask: bool (rows, columns), not empty.
-        nearest: pixels from the outline from which the ring begins.
-        furthest: pixels from the outline up to which it reaches.
-
-    Returns:
-        Bool (rows, columns).
+        nearest: inner radius of the ring, in pixels from the outline.
+        furthest: outer radius, likewise.
     """
     x0, y0, x1, y1 = bounding_box(mask).astype(int)
     reach = int(np.ceil(furthest)) + 1
@@ -122,14 +119,14 @@ def rim(mask: np.ndarray, nearest: float, furthest: float) -> np.ndarray:
 
 
 def moved_to(mask: np.ndarray, point: np.ndarray) -> np.ndarray:
-    """A mask that shows a point: itself, or moved so that its most interior pixel lies there.
+    """A mask that covers a point: itself, or shifted so that its most interior pixel lies there.
 
     Args:
         mask: bool (rows, columns), not empty.
         point: x and y in its pixels.
 
     Returns:
-        Bool (rows, columns), without what would lie outside.
+        Bool (rows, columns), cropped to the mask's array.
     """
     x, y = np.rint(point).astype(int)
     rows, columns = mask.shape
@@ -146,8 +143,8 @@ def moved_to(mask: np.ndarray, point: np.ndarray) -> np.ndarray:
 def interior_points(mask: np.ndarray, count: int = 1) -> np.ndarray:
     """Up to `count` well separated points (n, 2), x and y, that lie deepest in a mask.
 
-    The first is the centre of the largest inscribed disc; each further one is the deepest point outside the discs so
-    far, as long as its own disc is at least half as wide as the first.
+    The first is the centre of the largest inscribed disc. Each further one is the deepest point that is at least two
+    radii away from the points so far, as long as its own disc is at least half as wide as the first.
     """
     box = bounding_box(mask)
     if box is None:

@@ -1,4 +1,4 @@
-"""Joins the masks that everything mode finds on neighbouring slices to objects, where they overlap enough."""
+"""Joins the masks that everything mode finds on neighbouring slices into 3-D objects, where they overlap enough."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MAX_GAP = 1
 
 @dataclass(frozen=True, eq=False)
 class Object3D:
-    """Masks of neighbouring slices that belong together."""
+    """An object through neighbouring slices."""
 
     value: int
     masks: dict[int, PackedMask]
@@ -33,9 +33,9 @@ class Object3D:
 
 
 def link(slices: Iterable[SliceMasks], settings: EverythingSettings | None = None) -> list[Object3D]:
-    """Join masks of neighbouring slices to objects, largest first, with label values 1, 2, …
+    """Join masks of neighbouring slices into objects, largest first, with label values 1, 2, …
 
-    On each slice, pairs of an object and a mask are matched in the order of their overlap, each mask once.
+    On each slice, objects and masks are matched in pairs, those with the largest overlap first, each of them once.
     """
     settings = settings or EverythingSettings()
     tracks: list[_Track] = []

@@ -36,7 +36,7 @@ def available_devices() -> list[str]:
 
 
 class OnnxEngine(Engine):
-    """See `engine.Engine`. Falls back to the CPU when no GPU can be used, unless one was asked for."""
+    """An `Engine` on ONNX Runtime. It falls back to the CPU when no GPU can be used, unless one was asked for."""
 
     def __init__(self, model: ModelFolder, device: str = "auto", threads: int | None = None):
         super().__init__()
@@ -54,7 +54,7 @@ class OnnxEngine(Engine):
 
     @property
     def decodes_at_once(self) -> bool:
-        """True on a CPU: one decoding does not keep all cores busy."""
+        """True on a CPU, where one call does not keep all cores busy."""
         return self.place == "cpu" and self._threads != 1
 
     def run_encoder(self, image: np.ndarray) -> Embedding:
@@ -124,7 +124,7 @@ class OnnxEngine(Engine):
             ) from error
 
     def _require_fit(self) -> None:
-        """UserError when the graphs do not fit the model's description."""
+        """UserError when the graphs do not match the model's description, or each other."""
         spec = self.spec
         image = {value.name: value.shape for value in self._encoder.get_inputs()}
         expected = [1, spec.channels, spec.input_size, spec.input_size]

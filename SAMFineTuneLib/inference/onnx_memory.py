@@ -1,6 +1,6 @@
-"""Runs the volume memory of a model (`models.architectures.volume_memory`) in ONNX Runtime, on the processor.
+"""Runs the volume memory of a model (`models.architectures.volume_memory`) in ONNX Runtime, on the CPU.
 
-It is small, and graphics cards' runtimes lack some of its 3-D operators, so it needs neither PyTorch nor a GPU.
+The network is small, and runtimes for GPUs lack some of its 3-D operators, so it always runs there, without PyTorch.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from SAMFineTuneLib.models.spec import ModelFolder
 
 
 class VolumeMemory(Protocol):
-    """A volume memory, whatever runs it."""
+    """A volume memory, in any runtime."""
 
     digest: str
     """Identifies its weights."""
 
     def __call__(self, block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Block (CHANNELS, D, CELLS, CELLS) → logits (D, CELLS, CELLS) of the structure and (D,) of its presence; D is
-        a multiple of 4."""
+        """Predict the structure on D slices, D a multiple of 4, from a block (CHANNELS, D, CELLS, CELLS): logits
+        (D, CELLS, CELLS) of its mask, and logits (D,) of its presence on each slice."""
         ...
 
 
@@ -32,13 +32,13 @@ def open_memory(model: ModelFolder, threads: int | None = None) -> VolumeMemory 
 
     Args:
         model: the model, for an adapter its base.
-        threads: CPU cores that it may use; None is all.
+        threads: number of CPU cores that it may use, by default all.
     """
     return OnnxMemory(model, threads) if "memory" in model.spec.files else None
 
 
 class OnnxMemory:
-    """See `VolumeMemory`. Its graph is read when it is first used."""
+    """A `VolumeMemory` in ONNX Runtime. Its graph is read on first use."""
 
     def __init__(self, model: ModelFolder, threads: int | None) -> None:
         self._model, self._threads = model, threads
@@ -60,7 +60,7 @@ class OnnxMemory:
         try:
             session = open_graph(graph, self._threads)
             if [one.name for one in session.get_inputs()] != ["block"]:
-                raise ValueError("its inputs are others")
+                raise ValueError("unexpected inputs")
             return session
         except Exception as error:  # ONNX Runtime raises classes of its own
             self._model.verify()  # raises a sentence if a file is missing or damaged

@@ -1,4 +1,4 @@
-"""Opens ONNX graphs in ONNX Runtime, always with the same options."""
+"""Opens ONNX graphs in ONNX Runtime, all with the same options."""
 
 from __future__ import annotations
 
@@ -18,11 +18,14 @@ def open_graph(graph: Path, threads: int | None, providers: Sequence[Provider] =
 
     Args:
         graph: the file.
-        threads: how many to compute with; None is as many as there are cores.
-        providers: where ONNX Runtime computes, by default on the processor.
+        threads: number of threads, None for one per core.
+        providers: execution providers in order of preference, by default the CPU's.
 
     Returns:
-        An `onnxruntime.InferenceSession`. Errors are ONNX Runtime's own.
+        An `onnxruntime.InferenceSession`.
+
+    Raises:
+        Exception: of ONNX Runtime's own classes, when it cannot open the graph.
     """
     options = runtime().SessionOptions()
     options.log_severity_level = 4  # its messages would go to stderr; errors are still raised

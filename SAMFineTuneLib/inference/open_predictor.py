@@ -25,15 +25,15 @@ def open_predictor(
     disk_cache: bool = True,
     tell: Callable[[str], None] = _log.warning,
 ) -> Predictor:
-    """Open a model over the cache of embeddings.
+    """Open a model, with or without an adapter, with the user's cache of embeddings.
 
     Args:
         model: id or folder; default: the adapter's base, else the bundled model.
         adapter: name or folder of an adapter.
         device: "auto", "cpu", "cuda", "cuda:1", "mps", "directml" or "coreml".
         precision: "auto", "fp32" or "bf16".
-        disk_cache: read and write embeddings on disk.
-        tell: called with each sentence that the user should read about the model.
+        disk_cache: whether embeddings are cached on disk as well as in memory.
+        tell: called with each notice for the user.
 
     Raises:
         UserError: when there is no such model or adapter, or it cannot run here.

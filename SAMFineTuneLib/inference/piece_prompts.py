@@ -1,4 +1,4 @@
-"""Prompts the model on a slice with a piece of another slice's mask."""
+"""Prompts the model on one slice with a connected piece of the mask on another."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     from SAMFineTuneLib.inference.predictor import Predictor
 
 _LEVELS = tuple(np.log(share / (1 - share)) for share in (0.1, 0.3, 0.5, 0.7, 0.9))
-"""Logits at which a mask is cut to tell how likely its pixels are."""
+"""Thresholds, in logits, of the masks whose mean is the probability of each pixel."""
 _BOX_MARGIN = 0.05
-"""The box for the next slice is wider than the mask by this fraction of its side, at least one pixel."""
+"""Margin of the box around the mask, as a fraction of its side; at least one pixel."""
 
 
 def derive_prompts(mask: np.ndarray, zoom: bool) -> PlanePrompts:
     """Prompts for the next slice from the mask (rows, columns) of the previous one, connected and not empty.
 
-    They are the mask and up to three points, the most interior, for a model that zooms (the bundled one was measured
-    with them), and the mask and a box for others.
+    A model that zooms gets the mask and up to three of its most interior points, which gave the best results with the
+    bundled model; others get the mask and a box.
     """
     if zoom:
         return replace(_inner_points(mask), mask=mask)
@@ -43,7 +43,7 @@ def _inner_points(mask: np.ndarray) -> PlanePrompts:
 
 @dataclass(frozen=True, eq=False)
 class PieceAnswer:
-    """The model's answer to the prompts that a piece of a mask gives."""
+    """The model's answer to prompts derived from a piece of a mask, and its candidate that fits the piece best."""
 
     prediction: Prediction
     candidate: int
@@ -54,11 +54,11 @@ class PieceAnswer:
         return float(self.prediction.scores[self.candidate])
 
     def mask_near(self, piece: np.ndarray) -> np.ndarray:
-        """The mask's piece that continues the piece."""
+        """The piece of the answer's mask that continues the given piece."""
         return continued(self.prediction.masks[self.candidate], piece)
 
-    def share_near(self, piece: np.ndarray) -> np.ndarray:
-        """How likely each pixel belongs to the structure (H, W), in fifths; 0 far from the piece's own mask."""
+    def probability_near(self, piece: np.ndarray) -> np.ndarray:
+        """Probability (H, W), in steps of a fifth, that a pixel belongs to the structure that continues the piece."""
         logits = self.prediction.low_res_candidates[self.candidate]
         levels = self.prediction.to_masks(logits[None], levels=_LEVELS)
         return np.mean([continued(level, piece) for level in levels], axis=0, dtype=np.float32)
@@ -67,7 +67,7 @@ class PieceAnswer:
 def prompted_by_piece(
     predictor: Predictor, shown: np.ndarray, piece: np.ndarray, by_points: bool = False
 ) -> PieceAnswer:
-    """Prompt the model on a picture with a piece of a mask from elsewhere, or with its most interior points alone."""
+    """Prompt the model on a picture with a piece of another slice's mask, or with its most interior points alone."""
     spec = predictor.engine.spec
     # The piece defines the view; points alone would not.
     view = view_of_box(shown.shape, bounding_box(piece), spec.input_size) if spec.zoom else None
@@ -83,7 +83,7 @@ def touching_pieces(mask: np.ndarray, before: np.ndarray) -> list[np.ndarray]:
 
 
 def continued(mask: np.ndarray, before: np.ndarray) -> np.ndarray:
-    """The piece of `mask` that overlaps `before` most; nothing where none does."""
+    """The piece of `mask` that overlaps `before` most; an empty mask where none does."""
     return max(
         touching_pieces(mask, before), key=lambda piece: np.count_nonzero(piece & before), default=np.zeros_like(mask)
     )

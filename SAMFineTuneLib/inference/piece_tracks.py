@@ -20,16 +20,16 @@ def followed_pieces(mask: np.ndarray) -> list[np.ndarray]:
 
 
 def piece_tracks(known: Mapping[int, np.ndarray]) -> list[dict[int, np.ndarray]]:
-    """Divide known masks into parts that belong together through the slices.
+    """Divide known masks into parts, each of which is one structure through the slices.
 
-    On the next known slice, a piece goes on as the piece that it overlaps most. Of pieces that overlap none there,
-    those nearest to each other belong together. Pieces that meet on one slice, or come from one piece, are one part.
+    A piece continues on the next known slice as the piece that it overlaps most. Pieces that overlap none there are
+    paired with those nearest to them. Pieces that merge into one, or split from one, are one part.
 
     Args:
-        known: masks (H, W), not empty, by slice.
+        known: masks (H, W), not empty, by slice index.
 
     Returns:
-        Masks by slice, of each part; a part may lack slices.
+        The masks of each part by slice index; a part may be absent from some slices.
     """
     order = sorted(known)
     found = {index: followed_pieces(known[index]) for index in order}
@@ -70,15 +70,17 @@ def piece_tracks(known: Mapping[int, np.ndarray]) -> list[dict[int, np.ndarray]]
 def shared_out(
     masks: Mapping[int, np.ndarray], parts: Sequence[Mapping[int, np.ndarray]]
 ) -> list[dict[int, np.ndarray]]:
-    """Divide the masks of further slices among the parts that `piece_tracks` made: slices near those of the parts come
-    first, and a piece goes to the part that it overlaps most, or is nearest to, where that was last.
+    """Divide the masks of further slices among the parts that `piece_tracks` made.
+
+    Slices near those of the parts come first. A piece goes to the part that it overlaps most on that part's nearest
+    slice so far; where it overlaps none, to the nearest part.
 
     Args:
-        masks: (H, W), not empty, by slice.
-        parts: masks by slice, of each part.
+        masks: (H, W), not empty, by slice index.
+        parts: the masks of each part by slice index.
 
     Returns:
-        Masks by slice, of each part; a part may lack slices.
+        The masks of each part by slice index; a part may be absent from some slices.
     """
     latest = [dict(part) for part in parts]
     found: list[dict[int, np.ndarray]] = [{} for _ in parts]

@@ -14,7 +14,7 @@ from SAMFineTuneLib.models.preprocess import InputGeometry
 from SAMFineTuneLib.prompts import PlanePrompts
 
 _BEYOND_BOX = 2.0
-"""Logits by which pixels outside a box must be surer to belong to the object than pixels inside."""
+"""Logits above which pixels outside a box belong to the object; inside it is 0."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,16 +31,16 @@ class Prediction:
     low_res_candidates: np.ndarray
     view: View
     to_masks: Callable[..., np.ndarray]
-    """Low-resolution logits (M, h, w) to masks (M, H, W), or (L M, H, W) with L `levels` at which they are cut."""
+    """Turns low-resolution logits (M, h, w) into masks (M, H, W), or (L M, H, W) for L thresholds `levels`."""
     chosen: int | None = None
     reading: np.ndarray | None = None
     """For a lone point: logits (h, w) of the best reading, before it was averaged with others."""
     points: int = 0
-    """How many points this answer knows; further ones are new to the next prediction."""
+    """How many points this answer was given; later ones are new to the next prediction."""
     agreement: float = 1.0
     """IoU of the views' or readings' masks with each other."""
     calibrated: float | None = None
-    """The IoU to expect of `mask`, where the model's predicted IoU is calibrated."""
+    """The calibrated IoU of `mask`; None for a model without a calibration."""
 
     @cached_property
     def masks(self) -> np.ndarray:
@@ -49,12 +49,12 @@ class Prediction:
 
     @cached_property
     def mask(self) -> np.ndarray:
-        """The answer: the chosen candidate, else the best; bool (H, W)."""
+        """The answer, bool (H, W): the chosen candidate, or else the best one."""
         return self.to_masks(self.low_res[None])[0]
 
     @property
     def best(self) -> int:
-        """Number of the candidate that is the answer."""
+        """Index of the candidate that is the answer."""
         return int(np.argmax(self.scores)) if self.chosen is None else self.chosen
 
     @property
@@ -64,7 +64,7 @@ class Prediction:
 
     @property
     def expected_iou(self) -> float:
-        """What to tell a user; `score` is what to choose by."""
+        """The IoU to show to users, calibrated where possible. Choices among answers use `score`."""
         return self.score if self.calibrated is None else self.calibrated
 
     @property
@@ -102,8 +102,21 @@ def masks_of_logits(
     levels: Sequence[float] = (0.0,),
     before: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Masks (L M, *shape) of low-resolution logits (M, h, w) over a view, cut at L `levels`; `before` is the mask that
-    they correct."""
+    """Threshold low-resolution logits (M, h, w) of a view.
+
+    Args:
+        place: of the view in the model's input.
+        view: the view.
+        shape: rows and columns of the whole picture.
+        prompts: what the logits answer.
+        one_piece: whether the model's masks are limited to the box and to the pieces that the prompts point at.
+        low_res: the logits.
+        levels: L thresholds.
+        before: the mask (H, W) that the answer corrects.
+
+    Returns:
+        Masks (L M, *shape).
+    """
     least = _BEYOND_BOX * view.crop(_beyond_box(prompts, shape)) if one_piece else 0.0
     pixels = place.logits_to_picture(low_res)
     masks = view.paste(np.concatenate([pixels > least + np.float32(level) for level in levels]), shape, False)

@@ -1,11 +1,11 @@
 """Predicts a mask from prompts on one picture, over cached embeddings.
 
 All prompts of a plane are answered together, as `segment_anything.SamPredictor` does. With a model marked `zoom` the
-predictor also chooses the view (see `input_crop`). A box, a mask or several points tell how large the object is: the
-answers of a fitting view, a narrower and a wider one are averaged. A single point does not: the model begins with the
-narrowest view that shows all the detail it can take in, and looks at wider ones up to the whole picture as well where
-the answer is large, and at a narrower view, too, where it is unsure. The answer is the best reading among all of them,
-averaged with those that agree (see `mask_candidates`). A click that corrects an answer changes it around the click (see
+predictor also chooses the view (see `input_crop`). A box, a mask or several points define the object's size: the
+answers in a fitting view, a narrower and a wider one are averaged. A single point does not: the model begins with the
+narrowest view in which it loses no detail. It also looks at wider views, up to the whole picture, where the answer is
+large, and at those and a narrower one where it is unsure. The answer is the best reading among all of them, averaged
+with those that agree (see `mask_candidates`). A click that corrects an answer changes it around the click (see
 `click_corrections`).
 """
 
@@ -40,23 +40,23 @@ from SAMFineTuneLib.models.preprocess import InputGeometry, geometry, prepare
 from SAMFineTuneLib.prompts import PlanePrompts
 
 _SURE = 8.0
-"""Logits are clipped to this before they are averaged, so that no view overrules the others."""
+"""Logits are clipped to this absolute value before they are averaged, so that no view overrules the others."""
 _NEGLIGIBLE = 0.05
-"""Readings with a smaller share, relative to the chosen one's, are left out of the mean."""
+"""Readings with a smaller weight, relative to the chosen one's, are left out of the mean."""
 _SMALLEST_SHARE = 1e-6
-"""Share of the chosen reading, even when no reading has any weight."""
+"""Least weight of the chosen reading, which keeps the mean finite."""
 _TOO_WIDE = 2.5
-"""A view is given up when its side is this many times that of the view that fits the answer."""
+"""A view is replaced when its side is this many times that of the view that fits the answer."""
 _QUICK = 0.25
-"""Seconds that an encoder may take to be used before there is a prompt."""
+"""An encoder that takes more seconds does not run before there is a prompt."""
 _LARGE = 0.6
-"""Longer side of a lone point's answer, in sides of its view, above which wider views are looked at as well."""
+"""Longer side of a lone point's answer, relative to its view, above which wider views are tried as well."""
 _UNSURE = 0.5
-"""Predicted IoU of a lone point's answer below which wider views and a narrower one are looked at as well."""
+"""Predicted IoU of a lone point's answer below which wider views and a narrower one are tried as well."""
 
 
 class Predictor:
-    """Answers prompts with one engine. Pictures are `uint8` (H, W), or (H, W, 3)."""
+    """Predicts masks from prompts with one engine. Pictures are `uint8` (H, W), or (H, W, 3)."""
 
     def __init__(self, engine: Engine, cache: EmbeddingCache | None = None):
         self.engine = engine
@@ -65,7 +65,7 @@ class Predictor:
         self._encoder_seconds = 0.0  # of the last call
 
     def embed(self, picture: np.ndarray, view: View | None = None) -> tuple[Embedding, InputGeometry]:
-        """Embedding of a picture or of a view of it, from the cache if possible."""
+        """The embedding of a picture or of a view of it, cached, and its geometry in the model's input."""
         cropped = (view or View.whole(picture.shape)).crop(picture)
 
         def compute() -> Embedding:
@@ -79,7 +79,7 @@ class Predictor:
         return self.cache.get_or_compute(key, compute), geometry(cropped.shape, self.engine.spec)
 
     def prepare(self, picture: np.ndarray) -> None:
-        """Embed what a lone point needs wherever it lies, unless the encoder is so slow that a prompt on another
+        """Embed the whole picture before there is a prompt, unless the encoder is so slow that a prompt on another
         picture would have to wait for it."""
         if self._encoder_seconds <= _QUICK:
             self.embed(picture)
@@ -93,14 +93,15 @@ class Predictor:
     ) -> Prediction:
         """Predict a mask from all prompts of one picture.
 
-        There are three candidates for one positive point, which is ambiguous, else one. A model that ranks all its
-        candidates gives their mean, then all four.
-
         Args:
             picture: uint8 (H, W) or (H, W, 3).
             prompts: points, box and mask in its pixels.
             previous: an earlier answer, used as a mask prompt; its view is kept while it fits.
             view: the only view a zooming model looks at; by default it chooses its views.
+
+        Returns:
+            One candidate, or three for one positive point, which is ambiguous. A model that ranks all its candidates
+            gives their mean, then all four.
 
         Raises:
             UserError: without any prompt, or for a model that takes no prompts.
@@ -128,13 +129,13 @@ class Predictor:
         return self._to_prediction(decoded, tokens, picture.shape, prompts)
 
     def taken(self, picture: np.ndarray, mask: np.ndarray, points: int) -> Prediction:
-        """Turn a mask (H, W), not empty, into an answer to so many `points`, for use as `previous`."""
+        """Turn a mask (H, W), not empty, into the answer to a number of `points`, for use as `previous`."""
         view = self._zoomed(picture, bounding_box(mask))
         low_res = geometry((view.rows, view.columns), self.engine.spec).mask_to_low_res(view.crop(mask))
         return Prediction(np.ones(1, np.float32), low_res, view, lambda _: mask[None], points=points)
 
     def class_logits(self, picture: np.ndarray) -> np.ndarray:
-        """The automatic head's logits of every pixel and class: float32 (C, H, W), background first.
+        """Logits of the automatic head, float32 (C, H, W), background first.
 
         Raises:
             UserError: for a model without such a head.
@@ -155,17 +156,21 @@ class Predictor:
         mask_input: np.ndarray | None = None,
         view: View | None = None,
     ) -> Decoded:
-        """Run the decoder for B prompts at once.
+        """Run the decoder for B sets of prompts at once.
 
-        `coords` (B, N, 2) are x, y in picture pixels, `labels` (B, N) as in `Engine.decode`, `mask_input`
-        (B, h, w) low-resolution logits of this view.
+        Args:
+            picture: uint8 (H, W) or (H, W, 3).
+            coords: (B, N, 2) as x, y in the picture's pixels.
+            labels: (B, N), as in `Engine.decode`.
+            mask_input: low-resolution logits (B, h, w) of the view.
+            view: by default the whole picture.
         """
         return self._decoding(picture, coords, labels, mask_input, view or View.whole(picture.shape))()
 
     def _decoding(
         self, picture: np.ndarray, coords: np.ndarray, labels: np.ndarray, mask_input: np.ndarray | None, view: View
     ) -> Callable[[], Decoded]:
-        """Embed now, and return what runs the decoder."""
+        """Embed the view, and return a function that runs the decoder on it."""
         embedding, place = self.embed(picture, view)
         coords = place.prompts_to_input(view.to_view(coords), labels)
         size = self.engine.spec.low_res_size
@@ -201,7 +206,7 @@ class Predictor:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """Coordinates, labels and logits for the decoder, from the prompts and the `previous` answer in a view."""
         coords = np.asarray(prompts.points, np.float32).reshape(-1, 2)
-        # A view needs no negative points outside it, and training never has any outside the input.
+        # Negative points outside the view do not matter there, and training has none outside the input.
         used = view.shows(coords) | (prompts.labels == 1)
         coords, labels = coords[used], np.asarray(prompts.labels, np.float32)[used]
         if prompts.box is not None:
@@ -226,7 +231,7 @@ class Predictor:
         return Prediction(decoded.scores[0, tokens], decoded.low_res[0, tokens], decoded.view, to_masks)
 
     def _joined(self, decoded: list[Decoded], shape: tuple[int, ...], prompts: PlanePrompts) -> Prediction:
-        """The joined candidates, averaged over the views, followed by each candidate of the first view."""
+        """The mean over the best candidates of all views, followed by each candidate of the first view."""
         first, *others = decoded
         answers, scores = zip(*(joined(one.low_res[0], one.scores[0]) for one in decoded), strict=True)
         own = np.clip(answers[0], -_SURE, _SURE)
@@ -244,7 +249,7 @@ class Predictor:
         )
 
     def _corrected(self, answer: Prediction, prompts: PlanePrompts, previous: Prediction | None) -> Prediction:
-        """The answer, changed around new clicks only, and right at the clicked places."""
+        """The answer, limited to changes around new clicks, and with the clicked pixels as the user said."""
         place = geometry((answer.view.rows, answer.view.columns), self.engine.spec)
         points, logits = answer.view.to_view(prompts.points), answer.low_res
         clicks = place.to_low_res(points)
@@ -272,7 +277,7 @@ class Predictor:
         )
 
     def _moved(self, low_res: np.ndarray, view: View, other: View, unseen: np.ndarray | float) -> np.ndarray:
-        """Resample logits (h, w) over `view` to the `other` view, whose pixels beyond `view` are `unseen`."""
+        """Resample logits (h, w) of `view` to the `other` view, whose pixels beyond `view` get the value `unseen`."""
         if view == other:
             return low_res
         here, there = (geometry((one.rows, one.columns), self.engine.spec) for one in (view, other))
@@ -280,7 +285,7 @@ class Predictor:
         return there.picture_to_low_res(view.shown_in(other, pixels, unseen), -_SURE)
 
     def _choose_view(self, picture: np.ndarray, prompts: PlanePrompts, previous: Prediction | None) -> View:
-        """Choose the view from the prompts, in the order in which they came, so that a replay has the same views."""
+        """Choose the view from the prompts in the order in which they came, so that a replay has the same views."""
         if not self.engine.spec.zoom:
             return View.whole(picture.shape)
         asked = box_around_prompts(prompts)
@@ -298,7 +303,7 @@ class Predictor:
     def _kept_view(self, picture: np.ndarray, asked: np.ndarray | None, previous: Prediction) -> View:
         """The view of the `previous` answer, or another one where that does not fit.
 
-        It does not fit where it lacks a part of the box `asked` (x0, y0, x1, y1), or is much too wide for that box and
+        It does not fit when it does not contain the box `asked` (x0, y0, x1, y1), or is much too wide for that box and
         the answer.
         """
         kept, answer = previous.view, bounding_box(previous.mask)
@@ -322,10 +327,10 @@ class Predictor:
         return views_around(shape, view, np.concatenate(corners))
 
     def _search_point(self, picture: np.ndarray, prompts: PlanePrompts) -> Prediction:
-        """Read a lone point, whose object may have any size, in few views: each costs an encoding.
+        """Answer a lone point, whose object may have any size, in few views, because each costs an encoder call.
 
-        The first view is the last but one. Where its answer is large, the wider views are read as well; where it is
-        unsure, a narrower one, too. In large pictures the whole stands for all that are wider than the first.
+        The first view is the last but one of `views_of_point`. Where its answer is large, the wider views are used as
+        well; where it is unsure, the narrower one, too. In large pictures, the whole picture replaces the wider views.
         """
         if not self.engine.spec.zoom:
             return self._read_point(picture, prompts, [View.whole(picture.shape)])
@@ -341,9 +346,9 @@ class Predictor:
         return self._read_point(picture, prompts, list(dict.fromkeys([views[0], *between, first, *narrower])))
 
     def _read_point(self, picture: np.ndarray, prompts: PlanePrompts, views: list[View]) -> Prediction:
-        """The best reading of a lone point in some views, averaged with those that agree with it.
+        """The best reading of a lone point in some views, averaged with those that agree with it (`most_agreed`).
 
-        The best one is good by itself and agrees with many others. The candidates of its view follow it.
+        The candidates of its view follow it.
         """
         decoded = self._decode_views(picture, prompts, views)
         logits = [one.logits(0, slice(0, 4)) for one in decoded]

@@ -1,4 +1,4 @@
-"""Progress of a long computation, and how it is asked to stop."""
+"""Progress of a long computation, and how to stop it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Progress:
 
 
 class Meter:
-    """Counts steps and reports a Progress after each, with the time left at the mean pace so far."""
+    """Counts steps and reports a Progress after each, with the time left at the mean speed so far."""
 
     def __init__(self, total: int, report: Callable[[Progress], None] | None) -> None:
         self.total = total
@@ -35,7 +35,7 @@ class Meter:
         self.skip(1)
 
     def skip(self, count: int) -> None:
-        """Count steps that were not needed; they do not enter the pace."""
+        """Count steps that were not needed, without regard to the speed."""
         self.done = min(self.done + max(count, 0), self.total)
         if self._report is None or count <= 0:
             return

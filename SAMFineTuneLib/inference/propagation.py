@@ -44,14 +44,14 @@ def propagate(
         window: how its grey values become pictures.
         seeds: slices with a known mask; they are parallel.
         settings: where to propagate, and when to stop.
-        progress: called after each slice.
-        cancelled: asked before each slice.
-        kept: masks, by index, of slices between two prompted ones, or beyond the last, that have their answer; None
-            where the structure is not, so that it ends there. These slices do not come again.
+        progress: called with the progress after each slice.
+        cancelled: called before each slice; true ends the propagation.
+        kept: masks by slice index that are known from before, between two seeds or beyond the outermost; None marks a
+            slice without the structure, at which it ends. These slices are not yielded again.
 
     Yields:
-        The masks, those nearest to their seed first, without the seeds' own; and why a direction ended early. None
-        after a part of the work that gave no mask yet, so that the caller can do what is more urgent.
+        The masks, those nearest to a seed first, without the seeds' own; a `PropagationEnd` for each direction that
+        ended early; and None after work that gave no mask yet, so that the caller can do something more urgent.
 
     Raises:
         UserError: when a seed's mask is empty, the seeds do not belong to one stack of slices, or `fill` has fewer

@@ -39,23 +39,26 @@ class PropagatedSlice:
 
 @dataclass(frozen=True)
 class PropagationEnd:
-    """Where and why a direction ended before the end of the range, as a sentence."""
+    """Why a direction ended before the end of the range."""
 
     reason: str
+    """A sentence for the user."""
 
 
 @dataclass(frozen=True, eq=False)
 class Front:
-    """A mask on slice `index`, how it looks where it started, and the best score on its way."""
+    """The slice and mask that a propagation has reached in one direction."""
 
     index: int
     mask: np.ndarray
     sources: tuple[str, ...]
     prompted: Appearance | None = None
-    """How it looks where it started."""
+    """The structure's appearance on the slice where it started."""
     best: float = 0.0
+    """The best predicted IoU so far."""
 
     def moved(self, index: int, result: PropagatedSlice) -> Front:
+        """This front on the next slice."""
         return replace(self, index=index, mask=result.mask, best=max(self.best, result.score))
 
 
@@ -65,14 +68,18 @@ class PropagationPlan:
 
     stack: Stack
     starts: list[Front]
+    """In the order of their slices."""
     steps: tuple[int, ...]
     """Directions beyond the outermost starts: 1 and -1."""
     first: int
+    """Lowest slice that may be written."""
     last: int
+    """Highest slice that may be written."""
     interpolated: frozenset[int]
     """Slices of the stack that were interpolated when the volume was read."""
 
     def where(self, index: int) -> str:
+        """The name of a slice, for messages."""
         return str(self.stack.plane(index))
 
     def beyond(self, step: int) -> range:
@@ -87,12 +94,14 @@ class PropagationPlan:
 
     @property
     def indices(self) -> list[int]:
+        """All slices that should be reached."""
         gaps = zip(self.starts, self.starts[1:], strict=False)
         found = [index for low, high in gaps for index in self.between(low.index, high.index)]
         return found + [index for step in self.steps for index in self.beyond(step)]
 
 
 def make_plan(volume: Volume, seeds: Sequence[Seed], settings: PropagationSettings) -> PropagationPlan:
+    """Place the seeds on a stack of slices and choose the slices to reach; raises UserError as `propagate` says."""
     if not seeds:
         raise UserError("There is no mask to propagate; prompt the segment on at least one slice first.")
     stack = stack_through(volume, seeds[0].plane)
@@ -114,6 +123,6 @@ def make_plan(volume: Volume, seeds: Sequence[Seed], settings: PropagationSettin
 
 
 def _interpolated(volume: Volume, plane: SlicePlane) -> frozenset[int]:
-    """Indices of a plane's parallel slices that were interpolated on reading: only the volume's own slices can be."""
+    """Indices of the slices that were interpolated on reading, where the plane is one of the volume's own slices."""
     is_own = plane.index is not None and view_axes(volume, plane.orientation)[2] == 2
     return volume.interpolated if is_own else frozenset()

@@ -1,4 +1,4 @@
-"""Settings of propagation and everything mode. They need no model, so that a client can make them."""
+"""Settings of propagation and everything mode, for clients as well, which have no model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ DIRECTIONS = ("both", "up", "down", "fill")
 
 @dataclass(frozen=True)
 class PropagationSettings:
-    """How a mask is propagated, and where it ends."""
+    """How far a mask is propagated, and when it ends early."""
 
     direction: str = "both"
     """One of DIRECTIONS. Up is towards superior, anterior or the patient's right; fill only closes gaps between
@@ -41,13 +41,14 @@ class PropagationSettings:
 
 @dataclass(frozen=True)
 class EverythingSettings:
-    """How closely everything mode looks, and which objects count."""
+    """How densely everything mode prompts, and which objects it keeps."""
 
     points_per_side: int = 32
+    """Points of the grid along each side of a slice."""
     layers: int | None = None
-    """Layer n looks at 2**n by 2**n tiles; None is 1 finer layer for a model that zooms, none for others."""
+    """Number of finer layers; layer n has 2**n by 2**n tiles. By default 1 for a model that zooms, 0 for others."""
     min_slices: int = 2
-    """An object in fewer slices is dropped."""
+    """Objects on fewer slices are dropped."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.points_per_side <= 256:

@@ -19,7 +19,7 @@ class Stack:
     count: int
     plane: Callable[[int], SlicePlane]
     place: Callable[[SlicePlane, np.ndarray], tuple[int, np.ndarray]]
-    """A plane with its mask → its index and the mask on the stack's grid; UserError when it is not one of the
+    """Finds the index of a plane, and moves its mask to the stack's grid; UserError when it is not one of the
     slices."""
 
     @property
@@ -39,7 +39,7 @@ class Stack:
 
 
 def stack_through(volume: Volume, plane: SlicePlane) -> Stack:
-    """The stack of a plane: the volume's own slices, or parallel oblique ones that are a slice thickness apart."""
+    """The stack that a plane belongs to: the volume's own slices, or oblique ones, one slice thickness apart."""
     return _aligned(volume, plane.orientation) if plane.index is not None else _oblique(volume, plane)
 
 
@@ -58,8 +58,8 @@ def _aligned(volume: Volume, orientation: str) -> Stack:
 
 
 def _oblique(volume: Volume, plane: SlicePlane) -> Stack:
-    """Parallel planes cut the volume in different places, so the stack's grid is `plane`'s, extended over the
-    volume."""
+    """The stack of oblique slices. Its grid is `plane`'s, extended over the volume, because parallel planes cut the
+    volume in different places."""
     corners = volume.ijk_to_ras(box_corners([0, 0, 0], np.array(volume.shape[::-1]) - 1))
     steps = plane.distance(corners) / plane.thickness
     below, above = (max(0, int(np.floor(reach + 0.5))) for reach in (-steps.min(), steps.max()))

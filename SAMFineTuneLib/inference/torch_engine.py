@@ -15,9 +15,9 @@ from SAMFineTuneLib.models.spec import ModelFolder
 
 
 class TorchEngine(Engine):
-    """See `engine.Engine`. The decoder always runs in fp32; `precision` is that of the encoder.
+    """An `Engine` on PyTorch. `precision` is that of the encoder; the decoder always runs in fp32.
 
-    With `auto` the encoder runs in bf16 on a CUDA GPU that supports it, and in fp32 elsewhere: on a CPU bf16 is faster
+    With `auto` the encoder runs in bf16 on a CUDA GPU that supports it, and in fp32 elsewhere. On a CPU, bf16 is faster
     for large models but changes masks slightly, so it must be asked for.
     """
 
@@ -31,7 +31,7 @@ class TorchEngine(Engine):
     ):
         super().__init__()
         model.file("weights")  # raises a sentence for a model that has none
-        self._torch = require(f"The model {model.spec.id!r}, of a checkpoint,", "torch")
+        self._torch = require(f"The model {model.spec.id!r}, which is a checkpoint,", "torch")
         if threads is not None:
             self._torch.set_num_threads(threads)  # for the whole process: PyTorch has no finer setting
         self.spec = tuned_spec(model.spec, adapter) if adapter is not None else model.spec

@@ -1,8 +1,9 @@
 """Recognises a structure that continues unchanged on the next slice, as a vessel or the spinal cord does.
 
-The volume memory lets long tubes taper and end although nothing changes there. A mask on the next slice counts as the
-same structure when its area, its grey values and its contrast to its rim are those of the prompted slice; beyond the
-structure's end a mask lacks that contrast. Structures that hardly differ from their rim are never recognised.
+The volume memory makes long tubes taper and end although nothing in the image changes. A mask on the next slice counts
+as the same structure when its area, its grey values and its contrast to its rim are close to those on the prompted
+slice; beyond the structure's end a mask lacks that contrast. Structures that hardly differ from their rim are never
+recognised.
 """
 
 from __future__ import annotations
@@ -15,17 +16,17 @@ from SAMFineTuneLib.inference.mask_shapes import overlap, rim
 
 SMALLEST_SPREAD = 12.0
 """Smallest standard deviation assumed for a structure's grey values (of 255): less is noise, or saturation."""
-_RIM = (1.0, 4.0)  # pixels from the outline
-_STANDS_OUT = 2.0  # standard deviations of its grey values between a structure and its rim, at least
-_LEAST_CONTRAST = 0.5  # share of the prompted slice's contrast that must be left
-_GREY_SHIFT = 0.25  # share of the contrast by which mean grey values may differ, where a standard deviation is less
-_LEAST_OVERLAP = 0.7  # IoU with the slice before
-_AREA = 0.75  # least ratio of the areas here and on the prompted slice, the smaller to the larger
+_RIM = (1.0, 4.0)  # inner and outer radius, in pixels from the outline
+_STANDS_OUT = 2.0  # least contrast between a structure and its rim, in standard deviations of its grey values
+_LEAST_CONTRAST = 0.5  # fraction of the prompted slice's contrast
+_GREY_SHIFT = 0.25  # fraction of the contrast by which mean grey values may differ, if that is more than their spread
+_LEAST_OVERLAP = 0.7  # IoU with the mask on the slice before
+_AREA = 0.75  # least ratio of the smaller to the larger area, here and on the prompted slice
 
 
 @dataclass(frozen=True)
 class Appearance:
-    """Area in pixels, mean and standard deviation of grey values, and difference of the mean to that of the rim."""
+    """Area in pixels, mean and standard deviation of grey values, and difference of the mean from that of the rim."""
 
     area: int
     grey: float
@@ -34,7 +35,7 @@ class Appearance:
 
     @property
     def grey_tolerance(self) -> float:
-        """How far from it the mean grey value of the same structure may be on another slice."""
+        """How much the structure's mean grey value may differ on another slice."""
         return max(self.spread, _GREY_SHIFT * abs(self.contrast))
 
     @property
@@ -44,7 +45,7 @@ class Appearance:
 
 
 def appearance(picture: np.ndarray, mask: np.ndarray) -> Appearance:
-    """The appearance of what a non-empty mask (H, W) covers on a picture (H, W), 0 to 255."""
+    """The appearance of a structure with a non-empty mask (H, W) on a picture (H, W), 0 to 255."""
     inside, around = picture[mask], picture[rim(mask, *_RIM)]
     grey = float(inside.mean())
     contrast = grey - float(around.mean()) if len(around) else 0.0
@@ -52,7 +53,7 @@ def appearance(picture: np.ndarray, mask: np.ndarray) -> Appearance:
 
 
 def is_unchanged(prompted: Appearance, picture: np.ndarray, mask: np.ndarray, before: np.ndarray) -> bool:
-    """Whether a mask on a slice shows the same structure as the prompted slice, in the place that the slice before has.
+    """Whether a mask shows the same structure as on the prompted slice, in the same place as on the slice before.
 
     Args:
         prompted: the appearance on the prompted slice.
