@@ -7,6 +7,7 @@ import logging
 import pytest
 from mrml.scene_host import SceneHost, in_process_worker, slice_node
 from mrml.scenes import SlicerScene, tilted_volume
+from mrml.segment_bench import Bench
 
 from SAMFineTuneLib.images.phantom import body_phantom
 from SAMFineTuneLib.images.volume import Volume
@@ -130,3 +131,9 @@ def host(open_session, slicer_scene, made):
 def red(slicer_scene, made):
     """A slice node along the phantom's own axial slices."""
     return slice_node(slicer_scene, made[0], "axial", 9)
+
+
+@pytest.fixture
+def bench(slicer_scene):
+    """A small tilted volume with two segments and a writer."""
+    return Bench(slicer_scene)
