@@ -15,11 +15,11 @@ def some_names(names: Sequence[str], most: int = 4, joint: str = ", ") -> str:
     return joint.join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def some_sentences(sentences: Sequence[str], most: int = 2) -> str:
-    """The first of a list of sentences, and how many there are beside them: `One. Two. There are 7 more.`"""
-    left = len(sentences) - most
+def some_sentences(sentences: Sequence[str]) -> str:
+    """The first two of a list of sentences, and how many more there are: `One. Two. There are 7 more.`"""
+    left = len(sentences) - 2
     more = f" There {'is' if left == 1 else 'are'} {left} more." if left > 0 else ""
-    return " ".join(sentences[:most]) + more
+    return " ".join(sentences[:2]) + more
 
 
 def within_sentence(text: str) -> str:

@@ -89,7 +89,7 @@ def packages_folder():
 
 def installed_folders():
     """The folders that the processes behind the panel add to their module path."""
-    return [packages.folder for packages in (ONNX_RUNTIME, TRAINING, DICOM_SEG) if os.path.isdir(packages.folder)]
+    return [one.folder for one in (ONNX_RUNTIME, TRAINING, DICOM_SEG) if os.path.isdir(one.folder)]
 
 
 def environment():
@@ -101,10 +101,6 @@ def environment():
     surroundings["PYTHONPATH"] = os.pathsep.join([*installed_folders(), *([before] if before else [])])
     return surroundings
 
-
-def anything_installed():
-    """Whether any set of packages is installed completely."""
-    return any(os.path.isdir(packages.folder) for packages in (ONNX_RUNTIME, DICOM_SEG, TRAINING))
 
 
 def remove_all():

@@ -8,7 +8,7 @@ from slicer.i18n import tr as _
 
 from .qt_helpers import set_elided
 from .rubber_band import RubberBand
-from .shortcuts import Shortcuts
+from .shortcuts import KEYS, KeyShortcuts
 from .shown_views import drawing_views
 
 FIRST_TOOL = "positive"  # chosen when Slicer starts, so that the first click makes a mask
@@ -44,7 +44,7 @@ class PromptTools:
         ui.toolsPlace.layout().addWidget(self._framed(self.wholeButton), 0, len(self.buttons) // 2, 2, 1)
         host.connect((self.wholeButton, "clicked(bool)", self._set_volumetric))
         self._order()
-        self.shortcuts = Shortcuts(self.tools.values(), self.act)
+        self.shortcuts = KeyShortcuts([*((tool.key, tool.name) for tool in self.tools.values()), *KEYS], self.act)
         host.drawing = lambda: self._band is not None and self._band.drawing
         host.listen("Turn", self._refresh)
         host.listen("SessionEnded", lambda event: self._forget())

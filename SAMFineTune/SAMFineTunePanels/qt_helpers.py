@@ -1,6 +1,7 @@
 """Qt helpers for every part of the panel, and the user's own settings in Slicer."""
 
 import logging
+from contextlib import contextmanager
 
 import qt
 import slicer
@@ -32,18 +33,15 @@ class Connections:
                 pass  # the widget was deleted before
 
 
-class quiet:
-    """Widgets whose signals are blocked meanwhile."""
-
-    def __init__(self, *widgets):
-        self._widgets = widgets
-
-    def __enter__(self):
-        self._before = [widget.blockSignals(True) for widget in self._widgets]
-
-    def __exit__(self, *error):
-        for widget, before in zip(self._widgets, self._before, strict=False):
-            widget.blockSignals(before)
+@contextmanager
+def quiet(*widgets):
+    """Block the signals of widgets in the block."""
+    before = [widget.blockSignals(True) for widget in widgets]
+    try:
+        yield
+    finally:
+        for widget, blocked in zip(widgets, before, strict=True):
+            widget.blockSignals(blocked)
 
 
 class TextTable:

@@ -100,7 +100,7 @@ class ServerSettings:
 
     def show_packages(self):
         """Offer to remove packages when any were installed."""
-        self.ui.packagesRow.setVisible(packages.anything_installed())
+        self.ui.packagesRow.setVisible(bool(packages.installed_folders()))
 
     def remove_packages(self):
         folder = packages.packages_folder()

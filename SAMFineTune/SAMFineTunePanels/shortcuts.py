@@ -46,11 +46,3 @@ class KeyShortcuts:
             shortcut.setEnabled(False)
             shortcut.setParent(None)
             shortcut.deleteLater()
-
-
-class Shortcuts(KeyShortcuts):
-    """The keys of the tools and those in `KEYS`. They do not disturb typing."""
-
-    def __init__(self, tools, act):
-        """Args: tools: each with a key and a name; act: `act(name)` of a tool, or of what is in `KEYS`."""
-        super().__init__((*((tool.key, tool.name) for tool in tools), *KEYS), act)

@@ -53,7 +53,9 @@ def pack_image(image: Path, volume: Volume, target: Path) -> Volume:
             stem = re.sub(r"[^\w .()+-]", "_", name[: -len(ending)] if ending else Path(name).stem).lstrip(" .")
             files = {f"{stem[:_LONGEST_NAME] or 'image'}{ending or '.nii.gz'}": image}
             if not ending:
-                files, volume = _as_nifti(volume, Path(place, *files))
+                converted = Path(place, *files)
+                write_image(converted, volume)
+                files, volume = {converted.name: converted}, read_volume(converted)
         with zipfile.ZipFile(target, "w") as archive:
             for name, file in files.items():
                 entry = zipfile.ZipInfo(name, _DATE)
@@ -63,10 +65,6 @@ def pack_image(image: Path, volume: Volume, target: Path) -> Volume:
                         packed.write(part)
     return volume
 
-
-def _as_nifti(volume: Volume, path: Path) -> tuple[dict[str, Path], Volume]:
-    write_image(path, volume)
-    return {path.name: path}, read_volume(path)
 
 
 def add_packed(
@@ -99,9 +97,7 @@ def add_packed(
         if found is None:
             raise UserError("The image is not the one that was announced; send it again.")
         volume = read_volume(found)
-        if volume.array.nbytes > largest:
-            raise UserError(f"The image has {volume.array.nbytes / 1e9:.1f} GB, and this server takes at most "
-                            f"{largest / 1e9:.1f} GB; crop or resample it.")  # fmt: skip
+        _require_size(volume.array.nbytes, largest)
         with tempfile.TemporaryDirectory() as place:
             labelled = None
             if labels is not None:
@@ -119,9 +115,13 @@ def _unpack(packed: Path, folder: Path, largest: int) -> None:
             entries = archive.infolist()
             if not all(_NAME.fullmatch(entry.filename) for entry in entries):
                 raise UserError("The image's files have names that this server does not take; update both programs.")
-            if (size := sum(entry.file_size for entry in entries)) > largest:
-                raise UserError(f"The image has {size / 1e9:.1f} GB, and this server takes at most "
-                                f"{largest / 1e9:.1f} GB; crop or resample it.")  # fmt: skip
+            _require_size(sum(entry.file_size for entry in entries), largest)
             archive.extractall(folder)
     except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
         raise UserError("The image arrived damaged; send it again.") from error
+
+
+def _require_size(size: int, largest: int) -> None:
+    if size > largest:
+        raise UserError(f"The image has {size / 1e9:.1f} GB, and this server takes at most {largest / 1e9:.1f} GB; "
+                        "crop or resample it.")  # fmt: skip

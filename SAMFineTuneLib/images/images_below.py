@@ -32,7 +32,8 @@ def images_below(
             folders[:], names = [], []
         folders[:] = [one for one in folders if not one.startswith(".")]
         files += [Path(parent, name) for name in names if not name.startswith(".")]
-    images = {path: () for path in files if path.name.lower().endswith(ENDINGS) and not _is_segmentation(path)}
+    names = {path: path.name.lower() for path in files}
+    images = {path: () for path in files if names[path].endswith(ENDINGS) and not names[path].endswith(".seg.nrrd")}
     dicom = {path.parent for path in files if _may_be_dicom(path)}
     for place in sorted(one for one in dicom if not dicom.intersection(one.parents)):
         try:
@@ -49,10 +50,6 @@ def images_below(
         images |= dict.fromkeys(chosen, ()) | {chosen[0]: tuple(lost)}
     return images
 
-
-def _is_segmentation(path: Path) -> bool:
-    """Whether a file is Slicer's kind of label map."""
-    return path.name.lower().endswith(".seg.nrrd")
 
 
 def _may_be_dicom(path: Path) -> bool:

@@ -60,13 +60,13 @@ class Block(nn.Module):
     The depth-wise convolution gives every block local context; without it so small an encoder trains slowly.
     """
 
-    def __init__(self, width: int, heads: int, mlp_ratio: int = 3) -> None:
+    def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.local = nn.Conv2d(width, width, 3, padding=1, groups=width)
         self.norm1 = nn.LayerNorm(width)
         self.attn = SelfAttention(width, heads)
         self.norm2 = nn.LayerNorm(width)
-        self.mlp = MLPBlock(width, mlp_ratio * width)
+        self.mlp = MLPBlock(width, 3 * width)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""

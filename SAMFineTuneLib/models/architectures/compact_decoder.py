@@ -47,12 +47,11 @@ class MLPBlock(nn.Module):
 
 
 class MLP(nn.Module):
-    """ReLU network of `layers` linear layers; makes the mask kernels and the predicted IoU."""
+    """ReLU network of three linear layers; makes the mask kernels and the predicted IoU."""
 
-    def __init__(self, width: int, hidden: int, output: int, layers: int) -> None:
+    def __init__(self, width: int, output: int) -> None:
         super().__init__()
-        sizes = [width, *[hidden] * (layers - 1), output]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
+        self.layers = nn.ModuleList(nn.Linear(width, size) for size in (width, width, output))
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., width) -> (..., output)."""
@@ -287,8 +286,8 @@ class MaskDecoder(nn.Module):
         self.iou_token = nn.Embedding(1, WIDTH)
         self.mask_tokens = nn.Embedding(MASK_TOKENS, WIDTH)
         self.output_upscaling = Upscaling()
-        self.output_hypernetworks_mlps = nn.ModuleList(MLP(WIDTH, WIDTH, half, 3) for _ in range(MASK_TOKENS))
-        self.iou_prediction_head = MLP(WIDTH, WIDTH, MASK_TOKENS, 3)
+        self.output_hypernetworks_mlps = nn.ModuleList(MLP(WIDTH, half) for _ in range(MASK_TOKENS))
+        self.iou_prediction_head = MLP(WIDTH, MASK_TOKENS)
 
     def forward(self, embedding: dict[str, Tensor], *prompts: Tensor) -> tuple[Tensor, Tensor]:
         """Encoder's answer (batch 1 or B), and the prompt encoder's -> logits (B, 4, 64, 64), predicted IoU (B, 4)."""

@@ -195,23 +195,22 @@ class Layer:
         self.image.GetPointData().GetScalars().Modified()
 
 
-class Layers:
-    """All labelmaps of a segmentation, as they are now, by segment ID."""
+def layers_of(segmentation, grid: Grid) -> dict[str, Layer]:
+    """The labelmap of each segment, by segment ID; segments that share a labelmap have the same layer."""
+    import slicer
 
-    def __init__(self, segmentation, grid: Grid):
-        import slicer
-
-        self.of: dict[str, Layer] = {}
-        by_image: dict[object, Layer] = {}
-        has_surfaces = segmentation.ContainsRepresentation(SURFACE)
-        for segment_id in segmentation.GetSegmentIDs():
-            segment = segmentation.GetSegment(segment_id)
-            image = segment.GetRepresentation(BINARY)
-            if image is None:
-                image = slicer.vtkOrientedImageData()
-                segment.AddRepresentation(BINARY, image)
-            self.of[segment_id] = by_image.setdefault(image, Layer(image, grid, has_surfaces))
-            self.of[segment_id].add(segment_id, segment)
+    layers: dict[str, Layer] = {}
+    by_image: dict[object, Layer] = {}
+    has_surfaces = segmentation.ContainsRepresentation(SURFACE)
+    for segment_id in segmentation.GetSegmentIDs():
+        segment = segmentation.GetSegment(segment_id)
+        image = segment.GetRepresentation(BINARY)
+        if image is None:
+            image = slicer.vtkOrientedImageData()
+            segment.AddRepresentation(BINARY, image)
+        layers[segment_id] = by_image.setdefault(image, Layer(image, grid, has_surfaces))
+        layers[segment_id].add(segment_id, segment)
+    return layers
 
 
 def image_affine(image) -> np.ndarray:
@@ -306,7 +305,7 @@ def refresh_surface(segmentation, grid: Grid, segment_id: str) -> set[str]:
     import slicer
     import vtk
 
-    layer = Layers(segmentation, grid).of[segment_id]
+    layer = layers_of(segmentation, grid)[segment_id]
     joint = float(segmentation.GetConversionParameter(_JOINT) or 0) > 0
     members = set(layer.labels) if joint else {segment_id}
     workshop = slicer.vtkSegmentation()

@@ -159,10 +159,10 @@ class Membership:
 
 
 class _Overlap(NamedTuple):
-    """An owner among some of the voxels under work."""
+    """An owner that has some of the voxels that are about to change."""
 
     owner: OwnedMask
-    at: np.ndarray  # positions of the common voxels among the voxels under work
+    at: np.ndarray  # positions of the common voxels among the voxels that are about to change
     own: np.ndarray  # positions of the same voxels among the owner's
 
 

@@ -17,7 +17,7 @@ from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.slice_extraction import covered_voxels
 from SAMFineTuneLib.images.slice_plane import SlicePlane, box_corners, inside
 from SAMFineTuneLib.images.volume import Volume, same_grid
-from SAMFineTuneLib.mrml.segments.labelmaps import SURFACE, Grid, Layers, refresh_surface, require_editable
+from SAMFineTuneLib.mrml.segments.labelmaps import SURFACE, Grid, Layer, layers_of, refresh_surface, require_editable
 from SAMFineTuneLib.mrml.segments.masking import editable_at, editing_rules
 from SAMFineTuneLib.mrml.segments.ownership import Membership, OwnedMask, Owners, write_new
 from SAMFineTuneLib.mrml.segments.voxel_runs import merged
@@ -165,7 +165,7 @@ class SegmentWriter:
         """Restore the voxels to what they are without masks, then write all owners again but `old`, and `owner`: at its
         place in the order when it had its voxels before, over all others when it gets `new` ones now. Returns whether
         any voxel changed."""
-        work = _Work(Layers(self._segmentation(), self._grid), self._grid, voxels)
+        work = _Work(layers_of(self._segmentation(), self._grid), self._grid, voxels)
         overlaps = self._owners.restore(voxels, work.members)
         self._owners.write(voxels, overlaps, work.members, old, owner if new is None else None)
         if old is not None and old is not owner:
@@ -209,9 +209,9 @@ class SegmentWriter:
         with self._own_change():
             self._make_room(segmentation, work, changes)
             for segment, lost, _ in changes:
-                work.layers.of[segment].put(work.places[:, lost], 0)
+                work.layers[segment].put(work.places[:, lost], 0)
             for segment, _, gained in changes:
-                layer = work.layers.of[segment]
+                layer = work.layers[segment]
                 layer.put(work.places[:, gained], layer.labels[segment])
                 layer.written()
                 self._unannounced[segment] = None
@@ -242,12 +242,12 @@ class SegmentWriter:
     def _make_room(self, segmentation, work: _Work, changes) -> None:
         """Give segments that are about to overlap a labelmap of their own, and labelmaps memory for new voxels."""
         for segment, _, gained in changes:
-            others = [other for other in work.layers.of[segment].labels if other != segment]
+            others = [other for other in work.layers[segment].labels if other != segment]
             if any((work.members[other] & gained).any() for other in others):
                 segmentation.SeparateSegmentLabelmap(segment)
-                work.layers = Layers(segmentation, self._grid)
+                work.layers = layers_of(segmentation, self._grid)
         for segment, lost, gained in changes:
-            layer = work.layers.of[segment]
+            layer = work.layers[segment]
             touched = gained if layer.start is not None else work.members[segment] | lost
             if touched.any():
                 layer.make_room(work.places[:, touched])
@@ -303,7 +303,7 @@ class SegmentWriter:
         if not places:
             return
         grid = self._current_grid()
-        layers = Layers(self._segmentation(), grid)
+        layers = layers_of(self._segmentation(), grid)
         while places:
             owner = self._owners.get(*places.popitem()[0])
             if owner is not None and len(owner.voxels):
@@ -396,7 +396,7 @@ class SegmentWriter:
 
     def _are_held(self, owners: Owners) -> bool:
         """Whether the segments hold in the grid all that owners have written."""
-        layers = Layers(self._segmentation(), self._grid)
+        layers = layers_of(self._segmentation(), self._grid)
         works = (_Work(layers, self._grid, owner.voxels.voxels()) for owner in owners if len(owner.voxels))
         return not any(owners.is_changed(work.voxels, work.members) for work in works)
 
@@ -412,15 +412,15 @@ def _info(owner: OwnedMask) -> WrittenMask:
 class _Work:
     """Voxels that are about to change, and the segments they are in."""
 
-    def __init__(self, layers: Layers, grid: Grid, voxels: np.ndarray):
+    def __init__(self, layers: dict[str, Layer], grid: Grid, voxels: np.ndarray):
         self.voxels = voxels
         self.places = np.stack(np.unravel_index(voxels, grid.shape))
         self.layers = layers
         self._values: dict[int, np.ndarray] = {}
-        self.members = Membership(self.layers.of, self._read, len(voxels))
+        self.members = Membership(self.layers, self._read, len(voxels))
 
     def _read(self, segment: str) -> np.ndarray:
-        layer = self.layers.of[segment]
+        layer = self.layers[segment]
         if id(layer) not in self._values:
             self._values[id(layer)] = layer.values(self.places)
         return self._values[id(layer)] == layer.labels[segment]
