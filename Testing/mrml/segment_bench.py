@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from mrml.conftest import tilted_volume
-from mrml.scenes import oriented_image_of, segment_voxels
+from mrml.scenes import oriented_image_of, segment_voxels, tilted_volume
 
 from SAMFineTuneLib.images.slice_extraction import covered_voxels
 from SAMFineTuneLib.images.slice_plane import aligned_plane

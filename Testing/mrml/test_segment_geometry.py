@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from mrml.conftest import tilted_volume
-from mrml.scenes import oriented_image_of, segment_voxels
+from mrml.scenes import oriented_image_of, segment_voxels, tilted_volume
 from mrml.segment_bench import (
     SHAPE,
     Bench,
