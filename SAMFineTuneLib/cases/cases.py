@@ -115,6 +115,8 @@ def find_cases(
         raise UserError(f"“{path}” does not exist; check the path.")
     if path.is_file():
         cases = _from_list(path)
+    elif not any(path.iterdir()):  # which also refuses a folder that may not be looked into
+        raise UserError(f"“{path}” is empty; give a folder with images and labels.")
     elif (path / "imagesTr").is_dir():
         cases = _from_nnunet(path, about_orphans)
     else:

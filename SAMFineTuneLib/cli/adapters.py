@@ -105,17 +105,21 @@ def _compare(store: AdapterStore, args: argparse.Namespace) -> None:
 def _import(store: AdapterStore, args: argparse.Namespace) -> None:
     from SAMFineTuneLib.inference.engine import open_engine, try_once
     from SAMFineTuneLib.models.adapters.adapter_folder import read_adapter_folder
+    from SAMFineTuneLib.models.adapters.apply_adapter import Misfit
     from SAMFineTuneLib.models.adapters.merged_export import make_ready
 
     given = read_adapter_folder(args.folder)
     if given.exported is not None:
         try_once(open_engine(given.exported, "cpu", engine="onnx"))
     adapter = store.add(args.folder, args.name)
-    print(f"Added {adapter.name} to {store.folder}; use it with --adapter {adapter.name}.")
     try:
         note = make_ready(adapter.path, _base(adapter))
+    except Misfit:
+        store.remove(adapter.name)
+        raise
     except UserError as error:  # the base may be added later
         note = str(error)
+    print(f"Added {adapter.name} to {store.folder}; use it with --adapter {adapter.name}.")
     if note:
         print(f"note: {note}", file=sys.stderr)
     elif store.get(adapter.name).exported is not None:

@@ -5,7 +5,7 @@ A sub-command is the module of its name in this package. It offers `add_parser(s
 help needs all of them.
 
 Exit codes: 0 done, 2 wrong input, a missing package or a disk that refuses (one sentence on stderr), 130
-interrupted, 141 done, but the reader of the output went away; anything else is a defect.
+interrupted by Ctrl-C or SIGTERM, 141 done, but the reader of the output went away; anything else is a defect.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from typing import Any, TextIO
@@ -57,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
     stdout, stderr = _Output(sys.stdout), _Output(sys.stderr)
-    with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+    with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr), _ended_politely():
         try:
             code = _dispatch(argv)
             sys.stdout.flush()
@@ -69,6 +70,26 @@ def main(argv: list[str] | None = None) -> int:
                 raise
             return _say(sentence, 2)
     return code or 141 * (stdout.unread or stderr.unread)
+
+
+@contextlib.contextmanager
+def _ended_politely() -> Iterator[None]:
+    """Let SIGTERM, which schedulers and `kill` send, end a command as Ctrl-C does; a second one ends it at once."""
+
+    def interrupt(number: int, frame: object) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        raise KeyboardInterrupt
+
+    usual = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    try:
+        with contextlib.suppress(ValueError):  # signals can be caught in the main thread only
+            if usual:
+                signal.signal(signal.SIGTERM, interrupt)
+        yield
+    finally:
+        with contextlib.suppress(ValueError):
+            if usual:
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 class _Output:

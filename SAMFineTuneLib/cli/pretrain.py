@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from SAMFineTuneLib.cli import outputs
+from SAMFineTuneLib.cli import console, outputs
 from SAMFineTuneLib.cli.long_work import ProgressLine, stoppable
 from SAMFineTuneLib.errors import UserError
 
@@ -130,5 +130,7 @@ def _masked(args: argparse.Namespace, **options: Any) -> None:
     from SAMFineTuneLib.training.masked_autoencoding import CHECKPOINT_NAME, pretrain_masked
 
     with outputs.resumable(Path(args.output) / CHECKPOINT_NAME):
-        model = pretrain_masked(args.volumes, args.output, Store().find(args.model or "compact"), **options)
+        model = pretrain_masked(
+            args.volumes, args.output, Store().find(args.model or "compact"), tell=console.note, **options
+        )
     print(f"The model is in {model.path}; adapt it with: samfinetune train CASES -o ADAPTER --model {model.path}")

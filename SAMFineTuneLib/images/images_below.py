@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.images.read_dicom import NoDicomImages, look_into
+from SAMFineTuneLib.images.read_dicom import NoDicomImages, closed_folder, look_into, sentences_about
 from SAMFineTuneLib.images.read_image import ENDINGS, is_dicom
 
 _LOCALIZER = 4  # slices: a series of so few is rarely the one to segment
@@ -24,10 +24,13 @@ def images_below(
 
     Returns:
         Each image as `read_volume` takes it: a file, a DICOM folder, or such a folder with a # and the UID of one of
-        its series; and sentences about files that were left out.
+        its series; and sentences about files and folders that were left out.
+
+    Raises:
+        UserError: when there are none but folders that cannot be opened.
     """
-    files = []
-    for parent, folders, names in os.walk(folder):
+    files, closed = [], []
+    for parent, folders, names in os.walk(folder, onerror=closed.append):
         if passed_over(names):
             folders[:], names = [], []
         folders[:] = [one for one in folders if not one.startswith(".")]
@@ -48,6 +51,12 @@ def images_below(
         own = [one for one in series if one.size[2] > _LOCALIZER] or series
         chosen = [place.with_name(f"{place.name}#{one.uid or one.number}") for one in own]
         images |= dict.fromkeys(chosen, ()) | {chosen[0]: tuple(lost)}
+    # What lies below a folder of DICOM files is said when they are read.
+    apart = [closed_folder(error, folder) for error in closed if not dicom.intersection(Path(error.filename).parents)]
+    if apart and not images:
+        raise UserError(f"No image in “{folder}” can be read: {sentences_about(apart)[0]} Get permission to read it.")
+    for first in sorted(images)[:1]:
+        images[first] += tuple(sentences_about(apart))
     return images
 
 

@@ -63,7 +63,7 @@ def look_into(folder: str | Path) -> SeriesFound:
     listed = [_info(number, one) for number, one in enumerate(series, start=1)]
     lost = [error for error in unreadable if not any(_may_be_of(error, one) for one in series)]
     notes = dict.fromkeys(note for one in series for note in one.notes)
-    return SeriesFound(listed, _left_out(lost), [*_left_out(unreadable), *notes])
+    return SeriesFound(listed, sentences_about(lost), [*sentences_about(unreadable), *notes])
 
 
 def read_dicom_folder(folder: Path, wanted: str | None = None) -> Volume:
@@ -155,8 +155,8 @@ def _scan(folder: Path) -> tuple[list[_Series], list[UnreadableFile]]:
     if not by_uid:
         if unreadable:
             raise UserError(
-                f"No DICOM image in “{folder}” can be read: {_left_out(unreadable)[0]} Copy the files again, or get "
-                "the permission to read them."
+                f"No DICOM image in “{folder}” can be read: {sentences_about(unreadable)[0]} Copy the files again, or "
+                "get the permission to read them."
             )
         only = f" (only {' and '.join(sorted(others))})" if others else ""
         raise NoDicomImages(f"There are no DICOM images in “{folder}”{only}; give a DICOM folder or one image file.")
@@ -168,13 +168,18 @@ def _files_below(folder: Path, unreadable: list[UnreadableFile]) -> list[Path]:
     """All files below a folder; folders that cannot be opened are added to `unreadable`."""
 
     def refused(error: OSError) -> None:
-        problem = f"cannot be read ({error.strerror})"
-        if isinstance(error, PermissionError):
-            problem = "may not be looked into (you lack the permission)"
-        unreadable.append(UnreadableFile(Path(error.filename or folder), problem))
+        unreadable.append(closed_folder(error, folder))
 
     found = (Path(parent, name) for parent, _, names in os.walk(folder, onerror=refused) for name in names)
     return sorted(one for one in found if one.name.upper() != "DICOMDIR" and not one.name.startswith(_RESOURCE_FORK))
+
+
+def closed_folder(error: OSError, folder: Path) -> UnreadableFile:
+    """What to say of a folder that `os.walk` could not open below another one."""
+    problem = f"cannot be read ({error.strerror})"
+    if isinstance(error, PermissionError):
+        problem = "may not be looked into (you lack the permission)"
+    return UnreadableFile(Path(error.filename or folder), problem)
 
 
 def _kind_of_name(path: Path) -> tuple[Path, str]:
@@ -241,8 +246,8 @@ def _written_anew(name: str, headers: Sequence[Header]) -> bool:
     return one_scan or name not in _OF_SCANS
 
 
-def _left_out(unreadable: Sequence[UnreadableFile]) -> list[str]:
-    """A sentence for each problem, with the names of the files."""
+def sentences_about(unreadable: Sequence[UnreadableFile]) -> list[str]:
+    """A sentence for each problem of files that were left out, with their names."""
     by_problem: dict[str, list[UnreadableFile]] = {}
     for error in unreadable:
         by_problem.setdefault(error.problem, []).append(error)
@@ -320,7 +325,7 @@ def _volume(series: _Series, unreadable: Sequence[UnreadableFile] = ()) -> Volum
         first = {frame.file: frame for frame in reversed(series.frames)}
         notes += [left_out(first[path], error) for path, error in failures.items()]
     _require_no_forbidden_slice([error for error in unreadable if _may_be_of(error, series)], stack)
-    notes = [*_left_out(unreadable), *notes, *stack.warnings]
+    notes = [*sentences_about(unreadable), *notes, *stack.warnings]
     array, mirrors = assemble(stack, pieces)
     lacking = sum(not frame.has_rescale for frame in stack.sources)
     if 0 < lacking < len(stack.sources):

@@ -194,6 +194,12 @@ def _check_nifti(path: Path, affine: np.ndarray, shape: tuple[int, ...], header:
     used = [name for name, mm in off.items() if mm <= 0.5 * spacing.min()]
     if "sform" in matrices and not used:
         lengths = np.linalg.norm(matrices["sform"][:3, :3], axis=0)
+        if header["dim"][0] < 3:
+            notes.append(
+                f"“{path.name}” has only two axes, so that its place along the third is not read, as in Slicer: by its "
+                f"matrix (sform) it lies up to {off['sform']:.3g} mm away; save it with a third axis of one slice."
+            )
+            return tuple(notes)
         if np.allclose(lengths, spacing, rtol=1e-2):
             raise _sheared(path)
         other = " × ".join(f"{mm:.4g}" for mm in lengths)

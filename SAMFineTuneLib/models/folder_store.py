@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +14,8 @@ from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import remove_folder, staged_folder
 
 Item = TypeVar("Item")
+_NOT_ON_WINDOWS = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?|.*\.", re.IGNORECASE)
+"""Names of devices, and names that lose their last character, so that they mean another folder."""
 
 
 class FolderStore(Generic[Item]):
@@ -44,7 +48,14 @@ class FolderStore(Generic[Item]):
         return [str(item) for item in self._scan() if isinstance(item, UserError)]
 
     def check_new(self, name: str) -> None:
-        """Raise UserError when there is an item of that name."""
+        """Raise UserError when there is an item of that name, or a name cannot be an item's on every computer."""
+        if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", name):
+            raise UserError(f"{name!r} cannot be {self.one}'s {self.called}: use letters, digits, '-', '_' and '.'.")
+        if _NOT_ON_WINDOWS.fullmatch(name):
+            raise UserError(
+                f"{name!r} cannot be {self.one}'s {self.called}, because Windows cannot have a folder of that name; "
+                f"choose another one with --{self.called}."
+            )
         for place in self.places():
             if (place / name).exists():
                 raise UserError(
@@ -91,4 +102,6 @@ class FolderStore(Generic[Item]):
 
 def is_plain(name: str) -> bool:
     """Whether it is the name of a visible folder rather than a path."""
+    if os.name == "nt" and _NOT_ON_WINDOWS.fullmatch(name.replace(" ", ".")):
+        return False
     return bool(name) and name.isprintable() and Path(name).name == name and not name.startswith(".")

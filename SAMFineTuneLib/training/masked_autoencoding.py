@@ -12,6 +12,8 @@ import re
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
+from hashlib import sha256
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -54,12 +56,18 @@ _HOLD = 1.0  # weight of the loss that keeps the embedding of whole pictures
 _LEAST_CONTRAST = 2.0  # grey levels of deviation; slices with less show nothing
 
 
-def find_volumes(folder: str | Path) -> list[Path]:
-    """Image files in a folder and below it, and DICOM series, see `images_below`; UserError without any."""
+def find_volumes(folder: str | Path, tell: Callable[[str], None] = lambda sentence: None) -> list[Path]:
+    """Image files in a folder and below it, and DICOM series, see `images_below`; UserError without any.
+
+    `tell` gets a sentence about what was left out.
+    """
     folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise UserError(f"“{folder}” is not a folder; give one with volumes in it.")
-    found = sorted(images_below(folder))
+    images = images_below(folder)
+    for sentence in chain(*images.values()):
+        tell(sentence)
+    found = sorted(images)
     if not found:
         raise UserError(f"“{folder}” holds no volumes; give a folder of NIfTI, NRRD, MetaImage, PNG or DICOM files.")
     return found
@@ -104,6 +112,7 @@ def pretrain_masked(
     device: str = "auto",
     progress: Callable[[PretrainingProgress], None] | None = None,
     cancel: Callable[[], bool] = lambda: False,
+    tell: Callable[[str], None] = lambda sentence: None,
 ) -> ModelFolder:
     """Train a model's image encoder on unlabelled volumes and write a complete model folder.
 
@@ -119,6 +128,7 @@ def pretrain_masked(
         progress: Called after every step; it measures `loss`, the squared error of the blanked blocks in standard
             deviations of each block, and `moved`, how far embeddings have moved relative to their spread.
         cancel: Called many times a second; True stops the training.
+        tell: Called with a sentence about each image that was left out.
 
     Raises:
         Stopped: When `cancel` returns True; `resume` continues later.
@@ -129,14 +139,16 @@ def pretrain_masked(
     output = Path(output).expanduser()
     checkpoint = output / CHECKPOINT_NAME
     with owning_model(checkpoint, resume):
-        pictures = pictures_of(find_volumes(volumes))
+        pictures = pictures_of(find_volumes(volumes, tell))
+        shown = sha256(b"".join(sha256(picture.tobytes()).digest() for picture in pictures)).hexdigest()
         masked = _Masked(base, torch.device(device_of(device)), seed, pictures, batch_size)
         look, schedule = stopping(cancel), Schedule(RATE, _WARM_UP, steps)
         interruptible(masked.network.image_encoder, look)
         train(
             Training(
                 state=masked.state, optimiser=masked.optimiser, gradients=masked.gradients, schedule=schedule,
-                seed=(seed,), about={"seed": seed, "model": base.spec.id, "number of pictures a step": batch_size},
+                seed=(seed,), about={"seed": seed, "model": base.spec.id, "number of pictures a step": batch_size,
+                                     "set of volumes": shown},
                 report=reporter(progress, schedule, batch_size), look=look,
             ),
             checkpoint,

@@ -4,6 +4,7 @@ average of the weights, and writing the weights.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
@@ -19,6 +20,7 @@ from SAMFineTuneLib.files import atomic_write
 from SAMFineTuneLib.process_lock import owning
 from SAMFineTuneLib.training.stopping import interruptible, stopping
 from SAMFineTuneLib.training.training_loop import Schedule, Training, TrainingHistory, load_training, train
+from SAMFineTuneLib.wording import some_names
 
 WEIGHTS = "model.safetensors"
 
@@ -126,7 +128,7 @@ def owning_model(checkpoint: Path, resume: bool) -> Iterator[None]:
     """Own the folder of `checkpoint`, into which a pre-training writes its model.
 
     Raises:
-        UserError: While another process trains into it, and if it holds a model, or a checkpoint without `resume`.
+        UserError: While another process trains into it, and if it holds anything but a checkpoint to `resume`.
         DiskError: When nothing can be written.
     """
     folder = checkpoint.parent
@@ -137,6 +139,9 @@ def owning_model(checkpoint: Path, resume: bool) -> Iterator[None]:
             raise UserError(
                 f"An unfinished pre-training lies in {folder}; continue it with --resume, or choose another folder."
             )
+        others = sorted(name for name in os.listdir(folder) if not name.startswith("."))
+        if others and not checkpoint.exists():
+            raise UserError(f"{folder} holds other files ({some_names(others)}); choose a new or an empty folder.")
         yield
 
 

@@ -118,7 +118,17 @@ def test_names_are_no_paths(samfinetune, here, name):
     assert removed.code == 2 and "There is no adapter" in removed.err
     added = samfinetune("adapters", "import", here, "--name", name)
     assert added.code == 2 and "cannot be an adapter's name" in added.err
+    merged = samfinetune("adapters", "merge", here, "--id", name)
+    assert merged.code == 2 and "cannot be a model's id" in merged.err
     assert here.is_dir()
+
+
+@pytest.mark.parametrize("name", ["con", "NUL.v2", "lpt1", "liver."])
+def test_names_that_windows_cannot_have_are_refused(samfinetune, here, name):
+    added = samfinetune("adapters", "import", here, "--name", name)
+    assert added.code == 2 and "Windows" in added.err and "--name" in added.err
+    merged = samfinetune("adapters", "merge", here, "--id", name)
+    assert merged.code == 2 and "Windows" in merged.err and "--id" in merged.err
 
 
 def test_automatic_on_a_folder_is_the_same_in_both_runtimes(samfinetune, here, volumes, tmp_path):
@@ -273,6 +283,9 @@ def test_an_adapter_without_some_of_its_tensors_is_refused(samfinetune, here, vo
     with_tensors(here, lambda tensors: {name: value for name, value in tensors.items() if part not in name})
     used = samfinetune("segment", volumes / "three.nii.gz", "-o", "x.nii.gz", "--auto", "--adapter", here)
     assert used.code == 2 and "it lacks the tensors of" in used.err and used.err.count("\n") == 1
+    added = samfinetune("adapters", "import", here)
+    assert added.code == 2 and "it lacks the tensors of" in added.err and not added.out
+    assert "There are no adapters yet" in samfinetune("adapters", "list").out
 
 
 def test_an_adapter_of_values_that_are_not_numbers_is_refused(samfinetune, here):

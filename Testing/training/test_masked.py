@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -19,6 +22,7 @@ from SAMFineTuneLib.models.store import Store  # noqa: E402
 from SAMFineTuneLib.prompts import PlanePrompts  # noqa: E402
 from SAMFineTuneLib.training import masked_autoencoding as masked  # noqa: E402
 from SAMFineTuneLib.training import training_loop  # noqa: E402
+from SAMFineTuneLib.training.stopping import Stopped  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -93,6 +97,23 @@ def test_volumes_are_found_in_files_and_dicom_folders(volumes, tmp_path):
     assert len(masked.pictures_of(found)) == 11
 
 
+def test_folders_that_may_not_be_looked_into_are_said(volumes, monkeypatch):
+    (volumes / "closed").mkdir()
+    real = os.scandir
+
+    def scanning(path):
+        if Path(path).name == "closed":
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scanning)
+    told = []
+    assert [path.name for path in masked.find_volumes(volumes, told.append)] == ["a.nii.gz", "b.nii.gz"]
+    assert told == ["“closed” was left out: it may not be looked into (you lack the permission)."]
+    with pytest.raises(UserError, match="“closed” was left out.*permission"):
+        masked.find_volumes(volumes / "closed")
+
+
 @pytest.mark.parametrize(
     ("options", "match"), [({}, "holds no volumes"), ({"steps": 0}, "one step and one picture")]
 )
@@ -114,3 +135,19 @@ def test_a_model_is_not_overwritten(volumes, tmp_path):
     pretrain(volumes, tmp_path / "ours", steps=1)
     with pytest.raises(UserError, match="holds a model already"):
         pretrain(volumes, tmp_path / "ours", steps=1)
+
+
+def test_a_model_is_not_written_among_the_volumes(volumes):
+    before = sorted(volumes.iterdir())
+    with pytest.raises(UserError, match="holds other files .a.nii.gz"):
+        pretrain(volumes, volumes, steps=1)
+    assert sorted(volumes.iterdir()) == before
+
+
+def test_a_training_continues_with_the_same_volumes_only(volumes, tmp_path):
+    asked = iter([False] * 400 + [True] * 9999)
+    with pytest.raises(Stopped):
+        pretrain(volumes, tmp_path / "ours", steps=200, cancel=lambda: next(asked))
+    (volumes / "b.nii.gz").unlink()
+    with pytest.raises(UserError, match="another set of volumes"):
+        pretrain(volumes, tmp_path / "ours", steps=200, resume=True)

@@ -148,7 +148,7 @@ def _no_adapter(path: Path) -> str:
     """The sentence about a path that is not an adapter's folder: what it is instead, and what to do."""
     if not path.exists():
         return f"There is no adapter folder {path}."
-    if path.is_file():
+    if not path.is_dir():
         if path.name in (CARD, CARD_TEXT, CONFIG, TENSORS, CLASS_HEAD):
             return f"{path} is one file of an adapter: give its folder, {path.parent}."
         return f"{path} is a file, not an adapter: give a folder that `samfinetune train` wrote."

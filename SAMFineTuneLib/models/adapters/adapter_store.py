@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import shutil
 from pathlib import Path
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.models.adapters.adapter_folder import CARD, CARD_TEXT, ONNX, AdapterFolder, read_adapter_folder
 from SAMFineTuneLib.models.folder_store import FolderStore, is_plain
+from SAMFineTuneLib.models.spec import SPEC_FILE
 from SAMFineTuneLib.models.store import Store
 
 
@@ -45,12 +45,6 @@ class AdapterStore(FolderStore[AdapterFolder]):
             return self.get(name)
         return read_adapter_folder(path)
 
-    def check_new(self, name: str) -> None:
-        """Raise UserError when an adapter cannot be added under that name."""
-        if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", name):
-            raise UserError(f"{name!r} cannot be an adapter's name: use letters, digits, '-', '_' and '.'.")
-        super().check_new(name)
-
     def add(self, folder: str | Path, name: str | None = None) -> AdapterFolder:
         """Copy an adapter's folder into the store, under its own or another name.
 
@@ -64,8 +58,10 @@ class AdapterStore(FolderStore[AdapterFolder]):
             for file in (*adapter.card.files, CARD_TEXT, CARD):
                 if (adapter.path / file).is_file():
                     shutil.copyfile(adapter.path / file, building / file)
-            if adapter.exported:
-                shutil.copytree(adapter.path / ONNX, building / ONNX)
+            if exported := adapter.exported:
+                (building / ONNX).mkdir()
+                for file in {*exported.spec.files.values(), *exported.spec.sha256, SPEC_FILE}:
+                    shutil.copyfile(exported.path / file, building / ONNX / file)
         return read_adapter_folder(self.folder / name)
 
     def remove(self, name: str) -> None:

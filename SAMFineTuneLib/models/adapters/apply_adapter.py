@@ -25,6 +25,10 @@ CLASS_HEAD_MODULE = "mask_decoder.class_head"
 LORA = re.compile(r"(.+)\.lora_([AB])\.weight")
 
 
+class Misfit(UserError):
+    """An adapter's files are whole, but do not fit the network of its base."""
+
+
 def apply_adapter(network: nn.Module, adapter: AdapterFolder) -> nn.Module:
     """Put an adapter into its base's network, in place; LoRA is merged into the weights.
 
@@ -78,7 +82,7 @@ def _lora_config(adapter: AdapterFolder) -> dict[str, Any]:
             raise ValueError("its rank or alpha is not a positive number")
         return config
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError, re.error) as error:
-        raise UserError(f"{adapter.path / CONFIG} is not a valid LoRA configuration ({error}): use another "
+        raise Misfit(f"{adapter.path / CONFIG} is not a valid LoRA configuration ({error}): use another "
                         "copy.") from error
 
 
@@ -142,5 +146,5 @@ def copy_tensor(target: Tensor, value: Tensor, name: str, adapter: str) -> None:
         target.copy_(value)
 
 
-def _misfit(adapter: str, why: str) -> UserError:
-    return UserError(f"The adapter {adapter} does not fit its base ({why}): use another copy, or train it again.")
+def _misfit(adapter: str, why: str) -> Misfit:
+    return Misfit(f"The adapter {adapter} does not fit its base ({why}): use another copy, or train it again.")

@@ -16,6 +16,7 @@ from SAMFineTuneLib.models.adapters.adapter_folder import (
     tuned_spec,
 )
 from SAMFineTuneLib.models.adapters.adapter_store import AdapterStore
+from SAMFineTuneLib.models.adapters.apply_adapter import Misfit
 from SAMFineTuneLib.models.formats.graph_weights import files_beside
 from SAMFineTuneLib.models.optional_packages import require
 from SAMFineTuneLib.models.spec import SPEC_FILE, ModelFolder, ModelSpec, read_model_folder
@@ -36,13 +37,22 @@ def make_ready(folder: str | Path, base: ModelFolder) -> str:
 
     Returns:
         A sentence when the export failed, else "".
+
+    Raises:
+        Misfit: when the adapter cannot run at all.
+        UserError: when it was trained on another model.
     """
     adapter = read_adapter_folder(folder)
-    if adapter.exported is not None or not base.has("encoder"):
+    if adapter.exported is not None:
+        return ""
+    require_base(adapter, base)
+    if not base.has("encoder"):
         return ""
     try:
         export_adapter(adapter, base)
         return ""
+    except Misfit:
+        raise
     except Exception as error:  # of any kind; the adapter itself is complete
         known = isinstance(error, (UserError, OSError))
         why = str(error) if known else f"Its export failed ({type(error).__name__})."
@@ -128,7 +138,4 @@ def _spec(adapter: AdapterFolder, base: ModelFolder, model_id: str) -> ModelSpec
     require_base(adapter, base)
     source = f"{base.spec.id} with the adapter {adapter.name} ({adapter.digest})"
     name = base.spec.name if model_id == base.spec.id else f"{base.spec.name} with {adapter.name}"
-    try:
-        return replace(tuned_spec(base.spec, adapter), id=model_id, name=name, source=source, files={}, sha256={})
-    except UserError as error:
-        raise UserError(f"{model_id!r} cannot be a model's id: use letters, digits, '-', '_' and '.'.") from error
+    return replace(tuned_spec(base.spec, adapter), id=model_id, name=name, source=source, files={}, sha256={})
