@@ -157,7 +157,8 @@ class StatusStrip:
             lines.append(html.escape(self._standing))
         self.ui.dismissButton.setVisible(bool(self._messages))
         self.ui.messageIcon.setVisible(bool(lines))
-        self.ui.messageText.setHtml("<br>".join(lines))
+        way = "rtl" if self.widget.layoutDirection == qt.Qt.RightToLeft else "ltr"  # whatever name comes first
+        self.ui.messageText.setHtml("".join(f'<div dir="{way}">{line}</div>' for line in lines))
         warning = bool(self._standing) or any(message.warning for message in self._messages)
         self.ui.messageIcon.setPixmap(self._icon(warning))
 

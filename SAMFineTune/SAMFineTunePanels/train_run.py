@@ -49,15 +49,19 @@ class TrainRuns:
     # ---- which one
 
     def find(self):
-        """List the trainings on this computer; show the latest unless one is shown already."""
+        """List the trainings on this computer, those of other windows, too; show the latest unless one is shown
+        already."""
         from SAMFineTuneLib.service.trainings import find_runs
 
         known = {run.folder: run for run in self._runs}
-        self._runs = [known.get(run.folder, run) for run in find_runs()]
-        fill_menu(self.ui.runSelector, [(run.name, run.name) for run in self._runs])
-        self.ui.runFrame.setVisible(bool(self._runs))
-        if self.run not in self._runs:
-            self.look_at(self._runs[0] if self._runs else None)
+        runs = [known.get(run.folder, run) for run in find_runs()]
+        if runs == self._runs and self.run in (runs or [None]):
+            return
+        self._runs = runs
+        fill_menu(self.ui.runSelector, [(run.name, run.name) for run in runs], self.run and self.run.name)
+        self.ui.runFrame.setVisible(bool(runs))
+        if self.run not in runs:
+            self.look_at(runs[0] if runs else None)
 
     def add(self, run):
         """Add a training that is about to begin, and show it."""

@@ -81,6 +81,7 @@ class TrainTab:
         if self.widget.visible and now > self._look_after and not self.host.drawing():
             self._look_after = now + LOOK_EVERY
             self.cases.look()
+            self.runs.find()
             self._show_packages()
         self._enable()
         self.host.training = self._going_on()

@@ -10,6 +10,7 @@ import json
 import re
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,8 +67,11 @@ def trainings_folder() -> Path:
 
 def find_runs() -> list[TrainingRun]:
     """All trainings of this user, latest first."""
-    found = [job for job in trainings_folder().glob(f"*/{JOB}") if job.parent.name != _CHECK]
-    return [TrainingRun(job.parent) for job in sorted(found, key=lambda job: -job.stat().st_mtime)]
+    found = []
+    for job in trainings_folder().glob(f"*/{JOB}"):
+        with suppress(FileNotFoundError):  # another window has deleted it meanwhile
+            found += [(-job.stat().st_mtime, job.parent)] if job.parent.name != _CHECK else []
+    return [TrainingRun(folder) for _, folder in sorted(found)]
 
 
 def new_run(name: str) -> TrainingRun:

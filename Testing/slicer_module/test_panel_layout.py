@@ -122,6 +122,15 @@ def test_the_tab_key_reaches_everything_in_the_segment_tab_in_its_order(desktop)
     assert sorted(wanted, key=row.index) == wanted
 
 
+def test_a_sentence_reads_from_left_to_right_whatever_name_it_begins_with(desktop):
+    panel = desktop.open()
+    text = panel.status.ui.messageText
+    for name in ("liver", "\u0643\u0628\u062f"):
+        panel.host.warn(f"\u201c{name}\u201d is hidden.", "test")
+        first = text.document.begin()
+        assert first.text().startswith("\u201c") and first.textDirection() == qt.Qt.LeftToRight
+
+
 def shown_in_full(button):
     """Whether the text of a button has room in it."""
     return button.width >= button.fontMetrics().horizontalAdvance(button.text) + 4

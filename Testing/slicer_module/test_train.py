@@ -150,6 +150,21 @@ def test_killed_resumed_and_found_by_a_later_panel(work):
     assert run.can_resume
 
 
+def test_trainings_of_another_window_come_and_go(work):
+    from SAMFineTuneLib.service.trainings import TrainingJob, new_run
+
+    runs, ui, theirs = work.train.runs, work.train.ui, []
+    for name in ("one", "two"):
+        theirs.append(new_run(name))
+        TrainingJob(name).write(theirs[-1].folder)
+        work.desktop.wait(lambda: ui.runSelector.count == len(theirs), 5)
+    assert runs.run.name == "one" and ui.runSelector.currentText == "one", "what is shown stays"
+    theirs[0].discard()
+    work.desktop.wait(lambda: ui.runSelector.count == 1 and runs.run.name == "two", 5)
+    theirs[1].discard()
+    work.desktop.wait(lambda: ui.runFrame.isHidden() and runs.run is None, 5)
+
+
 def test_cases_are_checked_with_sentences(work, tmp_path):
     train = work.train
     train.ui.checkButton.click()
