@@ -102,8 +102,9 @@ class BackgroundControls:
         """Take what the cohort's server reports of its work."""
         self._main.queue.hear(event)
 
-    def show(self, state):
-        """Show the work for a cohort in this state. Returns whether any runs besides training."""
+    def show(self, state, problem=""):
+        """Show the work for a cohort in this state, or without any the problem. Returns whether any runs besides
+        training."""
         from SAMFineTuneLib.cohort.running_work import running
 
         ui, busy, beside = self.ui, self._main.is_busy, self._beside.is_busy
@@ -122,7 +123,7 @@ class BackgroundControls:
             ui.workBar.setMaximum(0 if part is None else 1000)
             ui.workBar.value = int(1000 * (part or 0))
         else:
-            problem = "" if self.is_here else self._main.queue.problem
+            problem = problem or ("" if self.is_here else self._main.queue.problem)
             set_elided(ui.workLabel, problem or " · ".join(elsewhere.values()) or standing_of(state), _LINES)
         return beside
 

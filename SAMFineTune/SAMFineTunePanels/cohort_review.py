@@ -15,7 +15,9 @@ AT_ONCE = 0.012  # s of a turn in which labels are written
 KEEP_AFTER = 30.0  # s without a change after which a correction is kept
 RENEW_EVERY = 150.0  # s between two signs that this window works on a case
 LOOK_EVERY = 0.5  # s between two checks at prompts and segments
+TRY_AGAIN_AFTER = 3.0  # s after which labels are written again that this computer's disk did not take
 PATIENCE = 20.0  # s that leaving a case waits for the model's answers
+_WAITS = -1.0  # what steps yield while the disk takes nothing
 _TOPIC = "cohort"
 
 
@@ -39,8 +41,9 @@ class CohortReview:
         self._wanted = None  # key of the case to show, "" for any, None while none is waited for
         self._after_rest = None  # (what to do when the model has answered, until when to wait)
         self._writing = []  # steps that write labels
+        self._stuck = None  # those of them that wait for room on the disk
         self._leaving = set()  # keys of cases that were left, which the cohort does not know yet
-        self._look_after = self._renew_after = 0.0
+        self._look_after = self._renew_after = self._ask_after = 0.0
         self.nothing_left = False
         self._orientation = "axial"  # of the slices whose confidence is known
         self.strip = ConfidenceStrip(self.jump)
@@ -161,9 +164,11 @@ class CohortReview:
         return True
 
     def close(self):
-        """Close at once after `leave`."""
-        while not self.close_some():
-            pass
+        """Close at once after `leave`; labels that this computer's disk does not take are given up."""
+        while self._writing and (self._writing[0] is not self._stuck):
+            self._write_some()
+        self._writing = []
+        self.host.act(self.close_some)
 
     # ---- inside: from one case to the next
 
@@ -213,10 +218,30 @@ class CohortReview:
 
     def _put_away(self, case, what, remove=True):
         """Steps: write the labels of a case if there is anything to write, and remove its nodes."""
+        from SAMFineTuneLib.disk_errors import disk_error
+
+        case.look(self.host.session)
+        while True:
+            try:
+                yield from self._hand_over(case, what)
+                break
+            except Exception as error:
+                if (reason := disk_error(error)) is None:
+                    raise
+                self.host.warn(_("{reason} What you did is kept in this scene, and written as soon as there is room.")
+                               .format(reason=reason), _TOPIC)  # fmt: skip
+                again_at = time.monotonic() + TRY_AGAIN_AFTER
+                while time.monotonic() < again_at:
+                    yield _WAITS
+        self._leaving.discard(case.key)
+        if remove:
+            case.remove()
+
+    def _hand_over(self, case, what):
+        """Steps: queue what is to be done with a case, and its labels if there is anything to write."""
         from SAMFineTuneLib.mrml.cohort_nodes import label_file_steps
 
         values = {"case": case.key, "by": self.word}
-        case.look(self.host.session)
         if what == "accept":
             values |= {"seconds": round(case.seconds, 1), "prompts": len(case.prompts)}
         if what == "accept" or case.is_changed:
@@ -229,9 +254,6 @@ class CohortReview:
             self._put("refuse", **values)
         elif what == "keep" and not case.is_changed:
             self._put("release", **values)
-        self._leaving.discard(case.key)
-        if remove:
-            case.remove()
 
     def _show_coming(self):
         """Show the case that was loaded in advance; returns whether there was one."""
@@ -290,7 +312,7 @@ class CohortReview:
             self._showing = None
             dropped.append(told["case"])
         for key in dropped:
-            self._put("release", case=key, by=self.word)
+            self.host.act(self._put, "release", case=key, by=self.word)
 
     def _take(self, event):
         kind, what = event.get("event"), event.get("what")
@@ -324,8 +346,13 @@ class CohortReview:
         end = time.monotonic() + AT_ONCE
         while self._writing and time.monotonic() < end:
             self.host.go_on()
-            if self._go_on(self._writing[0]) is None:
+            steps = self._writing[0]
+            written = self._go_on(steps)
+            self._stuck = steps if written == _WAITS else None
+            if written is None:
                 del self._writing[0]
+            elif self._stuck:
+                break
 
     def _done_with_nodes(self, steps):
         """Go on until the nodes are no longer needed; returns whether everything is written too."""
@@ -342,6 +369,9 @@ class CohortReview:
             return None
 
     def _look(self, now):
+        if self._wanted is not None and now > self._ask_after:  # the disk may not have taken the request
+            self._ask_after = now + TRY_AGAIN_AFTER
+            self.host.act(self._ask, self._wanted)
         case = self.open
         if case is None:
             return
@@ -354,20 +384,24 @@ class CohortReview:
         session = self.host.session
         rested = session is None or session.at_rest
         if case.is_changed and rested and now - (case.changed_at or now) > KEEP_AFTER and not self._writing:
+            self._writing.append(self._kept_meanwhile(case, case.kept))
             case.kept = case.content
-            self._writing.append(self._kept_meanwhile(case))
         if now > self._renew_after:
             self._renew_after = now + RENEW_EVERY
             coming = [self.coming.key] if self.coming.key is not None else []
-            self._put("take", cases=[case.key, *coming], by=self.word, process=self._process)
+            self.host.act(self._put, "take", cases=[case.key, *coming], by=self.word, process=self._process)
 
-    def _kept_meanwhile(self, case):
-        """Steps: keep the correction of the case that is open."""
+    def _kept_meanwhile(self, case, before):
+        """Steps: keep the correction of the case that is open; `before`: what was kept of it so far."""
         from SAMFineTuneLib.mrml.cohort_nodes import label_file_steps
 
-        number, path = self.work.reserve()
-        yield from label_file_steps(path, case.segmentation_node, case.volume_node, case.labels)
-        self._put("keep", number, case=case.key, by=self.word)
+        try:
+            number, path = self.work.reserve()
+            yield from label_file_steps(path, case.segmentation_node, case.volume_node, case.labels)
+            self._put("keep", number, case=case.key, by=self.word)
+        except Exception:
+            case.kept, case.changed_at = before, time.monotonic()  # tried again, and when the case is left
+            raise
 
     def _put(self, what, number=None, **values):
         """Queue a piece of work, and make sure that a process does it."""

@@ -51,6 +51,7 @@ class CohortTab:
         self._pictures = None  # a queue
         self._picturing = False
         self._look_after = 0.0
+        self._waits = ""  # why labels cannot be written at present
         self._unread = ""  # why the cohort's state cannot be read at present
         self._segments = []  # (ID, name) in the menu
         self.list = CohortList(self.ui.casesTable)
@@ -113,6 +114,7 @@ class CohortTab:
         take_up(cohort.folder, sys.executable, self.served.environment(cohort.folder))
         self.review = CohortReview(self.host, self.volumes, cohort, self._told, self.served.environment)
         self.review.way = chosen_in(self.ui.waySelector)
+        self._waits = ""
         if place_of(cohort.folder) is None:
             write_setting("CohortFolder", str(cohort.folder))
         else:
@@ -276,7 +278,7 @@ class CohortTab:
         self.list.show(state, chosen_in(ui.filterSelector), key, self.review.word)
         self.curve.follow(state)
         self._show_case(state, opened)
-        self.menu.show(self.background.show(state), self.curve.drawable)
+        self.menu.show(self.background.show(state, self._waits), self.curve.drawable)
         if anew:
             self.host.wake()
 
@@ -315,6 +317,12 @@ class CohortTab:
         """Handle what the review's process reports apart from the cases it opens."""
         if event.get("event") == "server":
             self.background.hear(event)
+        elif event.get("event") == "waits":
+            self._waits = event["text"]
+            self.host.warn(self._waits, _TOPIC)
+        elif event.get("waited"):
+            self._waits = ""
+            self.host.say(_("The disk takes it again; what you did is written."), _TOPIC)
         elif event.get("event") == "failed":
             kept = _(" The labels are kept in {folder}.").format(folder=event["kept"]) if event.get("kept") else ""
             self.host.warn(event["text"] + kept, _TOPIC)

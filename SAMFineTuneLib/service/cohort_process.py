@@ -3,7 +3,7 @@
 It does the pieces of a queue (see `cohort_work`) one after another, and writes events about them. When the window that
 started it is gone, it does the pieces that keep labels, and ends. The pieces of a cohort on a server are done there:
 this process sends them. A piece that keeps labels stays in the queue until the server has it, or until the cohort's
-drive is back.
+drive is back and takes it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from SAMFineTuneLib.cohort.cohort_folder import STATE_FILE
-from SAMFineTuneLib.disk_errors import explained
+from SAMFineTuneLib.disk_errors import DiskError, disk_error, explained
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.service import cohort_work as queue
 from SAMFineTuneLib.service.child_process import when_parent_ends
@@ -32,6 +32,7 @@ from SAMFineTuneLib.service.folder_process import LOG, OUTLIVES, STOP, EventFile
 _LONG, _BESIDE = ("propose", "train"), ("add", *RESULTS, *DICOMWEB)
 _TRIES = 3  # times that a piece is tried before it is given up, because it ends the process
 _LOOK_EVERY = 0.03  # s between two checks at an empty queue
+_DISK_PATIENCE = 2.0  # s until a disk that has refused is tried again
 _NICE = 5  # lower priority than Slicer and the worker that answers clicks
 
 
@@ -52,6 +53,8 @@ class _Worker:
         if not self._ends:
             when_parent_ends(self.alone.set)
         self._relay = CohortRelay(folder, self.tell, self.alone)
+        self._refused: Path | None = None  # the piece that the cohort's disk did not take
+        self._again_at = 0.0
         self._given_back: dict[str, Any] | None = None  # the piece that gives back the cases of a window that is gone
 
     def work(self) -> int:
@@ -67,7 +70,8 @@ class _Worker:
                 self._relay.follow()
                 time.sleep(_LOOK_EVERY)
                 continue
-            if _is_away(waiting[0]):  # not given up, because a drive may come back
+            refused = waiting[0] == self._refused and time.monotonic() < self._again_at
+            if refused or _is_away(waiting[0]):  # not given up, because a drive may come back
                 if self.alone.is_set():
                     return 0
                 time.sleep(_LOOK_EVERY)
@@ -97,7 +101,8 @@ class _Worker:
                 f"What was to be written is kept in “{self.folder}”."
             ))  # fmt: skip
             return
-        queue.write_piece(path, {**values, "tries": tries + 1})
+        with suppress(DiskError):  # counts from where this can be written again
+            queue.write_piece(path, {**values, "tries": tries + 1})
         if values.get("gives_back"):
             self._given_back = {"what": "release", "cohort": values["cohort"], "by": values["by"]}
             self._relay.by = values["by"]
@@ -111,7 +116,8 @@ class _Worker:
             piece = Piece(self.folder, self.number, values, self.tell, self.cancelled)
             do = self._relay.do if served else do_piece
             told = do_dicomweb(piece, do) if what in DICOMWEB else do(piece)
-            self.tell("done", what=what, **{"case": values.get("case", ""), **told})
+            waited = {"waited": True} if path == self._refused else {}
+            self.tell("done", what=what, **{"case": values.get("case", ""), **told, **waited})
         except Unreached as error:
             queue.write_piece(path, values)  # it has not been tried
             if what not in queue.KEEPING:
@@ -120,6 +126,8 @@ class _Worker:
                 return
             return self._relay.wait(error)
         except Exception as error:
+            if what in queue.KEEPING and not served and (reason := disk_error(error)) is not None:
+                return self._wait_for_disk(path, values, reason)
             if not isinstance(error, UserError):
                 traceback.print_exc()
                 sys.stdout.flush()
@@ -137,6 +145,16 @@ class _Worker:
             if brings_labels:
                 return
         self._leave(path)
+
+    def _wait_for_disk(self, path: Path, values: dict[str, Any], reason: DiskError) -> None:
+        """Try a piece again later, since nothing else can be kept by then either."""
+        with suppress(DiskError):
+            queue.write_piece(path, values)
+        if path != self._refused:
+            self.tell("waits", what=values["what"], case=values.get("case", ""), text=(
+                f"{reason} What you did is kept meanwhile, and written as soon as the disk takes it."
+            ))  # fmt: skip
+        self._refused, self._again_at = path, time.monotonic() + _DISK_PATIENCE
 
     def _leave(self, path: Path) -> None:
         for one in (path, path.with_suffix(".npy")):

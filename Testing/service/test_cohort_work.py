@@ -38,11 +38,11 @@ def cohort(scans):
 
 
 def answer(work, number):
-    """The event with which a piece ends."""
+    """The event with which a piece ends, or waits for its disk."""
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
         for event in work.poll():
-            if event["number"] == number and event["event"] in ("done", "failed", "stopped"):
+            if event["number"] == number and event["event"] in ("done", "failed", "stopped", "waits"):
                 return event
         time.sleep(0.02)
     raise AssertionError(f"piece {number} did not end; the process printed: {work.last_words()}")
@@ -127,6 +127,29 @@ def test_a_piece_that_ends_its_process_is_given_up(cohort):
     work.close()
     wait(lambda: not work.is_running)
     assert take_up(cohort.folder) == 0 and path.exists() and work.is_empty, "its labels stay"
+    work.close()
+
+
+@pytest.mark.parametrize("later_window", [False, True])
+def test_what_the_disk_refuses_is_written_when_it_can_be(cohort, later_window):
+    in_the_way = cohort.folder / "accepted"
+    in_the_way.touch()
+    work = CohortWork(cohort.folder, "here")
+    number, path = work.reserve()
+    np.save(path, labels_of(cohort, "p1"))
+    work.put("accept", number, case="p1", by="me", seconds=None, prompts=None)
+    work.start()
+    told = answer(work, number)
+    assert told["event"] == "waits" and "as soon as the disk takes it" in told["text"]
+    if later_window:
+        work.close()
+        wait(lambda: not work.is_running)
+        in_the_way.unlink()
+        assert take_up(cohort.folder) == 1
+    else:
+        in_the_way.unlink()
+        assert answer(work, number)["waited"]
+    wait(lambda: cohort.state.case("p1").state == "accepted")
     work.close()
 
 

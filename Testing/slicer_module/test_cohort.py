@@ -284,6 +284,34 @@ def test_what_is_accepted_while_the_drive_is_away_is_written_later(work):
     assert (work.kept_labels(work.cohort.accepted(work.case("scan0").key)) == work.labels["scan0"]).all()
 
 
+def test_what_the_disk_of_this_computer_does_not_take_is_kept_until_it_does(work, monkeypatch):
+    from SAMFineTunePanels import cohort_review
+
+    monkeypatch.setattr(cohort_review, "KEEP_AFTER", 0.2)
+    monkeypatch.setattr(cohort_review, "TRY_AGAIN_AFTER", 0.5)
+    work.create()
+    work.propose("scan0")
+    work.open("scan0")
+    queue = work.tab.review.work.folder
+    work.desktop.wait(lambda: not list(queue.glob("*.json")))
+    real = CohortQueue.reserve
+
+    def full(self, *arguments):
+        raise OSError(28, "No space left on device", str(self.folder))
+
+    monkeypatch.setattr(CohortQueue, "reserve", full)
+    work.mend()  # it cannot be kept while one works
+    work.desktop.wait(lambda: any("disk is full" in text for text in work.desktop.messages()))
+    work.tab.review.coming.drop()  # nothing is loaded in advance
+    work.accept()
+    work.desktop.wait(lambda: any("as soon as there is room" in text for text in work.desktop.messages()))
+    assert work.case("scan0").state == "proposed"
+    monkeypatch.setattr(CohortQueue, "reserve", real)
+    work.wait_for_state("scan0", "accepted")
+    assert (work.kept_labels(work.cohort.accepted(work.case("scan0").key)) == work.labels["scan0"]).all()
+    work.desktop.wait(lambda: work.opened is not None)  # the next one comes, too
+
+
 def test_a_correction_is_kept_while_one_works(work, monkeypatch):
     from SAMFineTunePanels import cohort_review
 
