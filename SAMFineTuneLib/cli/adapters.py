@@ -12,7 +12,7 @@ from SAMFineTuneLib.cli.describe import print_facts, print_table
 from SAMFineTuneLib.cli.models import print_graphs, print_importable
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import only_new, staged_folder
-from SAMFineTuneLib.wording import duration, readable_size
+from SAMFineTuneLib.wording import counted, duration, readable_size
 
 if TYPE_CHECKING:
     from SAMFineTuneLib.models.adapters.adapter_card import Card
@@ -96,10 +96,14 @@ def _show(store: AdapterStore, args: argparse.Namespace) -> None:
 
 
 def _compare(store: AdapterStore, args: argparse.Namespace) -> None:
-    columns = [dict(_facts(store.find(name))) for name in args.names]
+    adapters = [store.find(name) for name in args.names]
+    columns = [dict(_facts(adapter)) for adapter in adapters]
     labels = dict.fromkeys(label for column in columns for label in column)
     hidden = ("folder", "base SHA-256", "files")
     print_table([(label, *(column.get(label, "-") for column in columns)) for label in labels if label not in hidden])
+    if len({frozenset(case for gain in adapter.card.gains for case in gain.cases) for adapter in adapters}) > 1:
+        console.note("these adapters were not tested on the same cases, so their Dice cannot be compared; “samfinetune "
+                     "evaluate” with --adapter for each of them tests them on the same ones")  # fmt: skip
 
 
 def _import(store: AdapterStore, args: argparse.Namespace) -> None:
@@ -184,9 +188,10 @@ def _facts(adapter: AdapterFolder) -> list[tuple[str, str]]:
         *((str(key), _plain(value)) for key, value in card.recipe.items()),
     ]  # fmt: skip
     for gain in card.gains:
-        before, after = dice_text(gain.means[0], gain.interval_before), dice_text(gain.means[1], gain.interval_after)
-        what = " ".join(filter(None, (gain.prompt, gain.label)))
-        facts.append((what, f"Dice {before} before, {after} after, on {len(gain.cases)} held-out cases"))
+        before = "no answer" if gain.means[0] is None else f"Dice {dice_text(gain.means[0], gain.interval_before)}"
+        after = dice_text(gain.means[1], gain.interval_after)
+        what = ", ".join(filter(None, (gain.prompt, gain.label)))
+        facts.append((what, f"{before} before, {after} after, on {counted(len(gain.cases), 'held-out case')}"))
     return facts
 
 

@@ -178,7 +178,8 @@ def _asked(
     from SAMFineTuneLib.models.adapters.adapter_store import AdapterStore
 
     settings, store = _settings(args), AdapterStore()
-    if not args.no_add:
+    finished = args.resume and (Path(args.output).expanduser() / "card.json").exists()
+    if not args.no_add and not finished:  # of a finished one the plan says that it is
         try:
             store.check_new(_name(args))  # now rather than after hours of training
         except UserError as error:

@@ -171,6 +171,9 @@ def check_folders(output: Path, resume: bool) -> None:
     """Raise UserError if a training cannot begin or continue."""
     work = working_folder(output)
     if (output / "card.json").exists():
+        if resume:
+            raise UserError(f"The training of {output} is finished: the folder holds its adapter; leave out --resume "
+                            "and choose another name to train again.")  # fmt: skip
         raise UserError(f"{output} holds an adapter already; choose another name, or remove that one first.")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"{output} exists already and is not empty; choose another name.")

@@ -67,9 +67,15 @@ def test_import_list_show_compare_remove(samfinetune, here):
     assert listed.splitlines()[0].split()[-4:] == ["PROMPT", "DICE", "BEFORE", "AFTER"]
     shown = samfinetune("adapters", "show", "mine").out
     assert "Dice 0.450 before, 0.800 (0.700 to 0.900) after, on 2 held-out cases" in shown
+    assert "automatic, all labels  no answer before, 0.950 after" in shown
     assert "5 min" in shown and "steps 120" in " ".join(shown.split())
     table = samfinetune("adapters", "compare", "mine", here).out
-    assert table.splitlines()[0].split() == ["name", "mine", "organs"]
+    assert table.splitlines()[0].split() == ["name", "mine", "organs"] and "cannot be compared" not in table
+    card = json.loads((here / "card.json").read_text())
+    other = [{**gain, "cases": ["1f"], "before": [0.4], "after": [0.7]} for gain in card["gains"]]
+    (here / "card.json").write_text(json.dumps(card | {"gains": other}))
+    table = samfinetune("adapters", "compare", "mine", here).out
+    assert "on 1 held-out case\n" in table and "not tested on the same cases, so their Dice cannot be compared" in table
     again = samfinetune("adapters", "import", here, "--name", "mine")
     assert again.code == 2 and "already" in again.err
     assert samfinetune("adapters", "remove", "mine").code == 0

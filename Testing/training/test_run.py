@@ -97,8 +97,9 @@ def test_nothing_is_left_beside_the_adapter(done):
 
 
 def test_a_finished_adapter_is_not_overwritten(done, cases):
-    with pytest.raises(UserError, match="holds an adapter already"):
-        fine_tune(cases, done.output, Store().get(), TrainingSettings(**SMALL))
+    for resume, sentence in ((False, "holds an adapter already"), (True, "is finished: the folder holds its adapter")):
+        with pytest.raises(UserError, match=sentence):
+            fine_tune(cases, done.output, Store().get(), TrainingSettings(**SMALL), resume=resume)
 
 
 def test_shots_test_the_adapter_itself_and_a_cancelled_run_goes_on(cases, tmp_path):
