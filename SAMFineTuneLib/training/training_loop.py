@@ -290,6 +290,11 @@ def _resume(path: Path, training: Training, history: TrainingHistory, best: dict
     found = training.group.from_first(found)
     if found is None:
         return
+    if found["about"].keys() != training.about.keys():
+        raise UserError(
+            f"The unfinished training in {path} is of another kind, or was started by another version of SAMFineTune; "
+            "continue it as it was begun, or choose another folder."
+        )
     if other := [name for name, value in training.about.items() if found["about"].get(name) != value]:
         raise UserError(
             f"The unfinished training in {path} has another {' and another '.join(other)}; give the same again, or "

@@ -12,11 +12,13 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("scipy")
 
 from SAMFineTuneLib.errors import UserError  # noqa: E402
+from SAMFineTuneLib.models.store import Store  # noqa: E402
 from SAMFineTuneLib.process_lock import owning  # noqa: E402
 from SAMFineTuneLib.simulation import simulated_annotator  # noqa: E402
 from SAMFineTuneLib.simulation.device_random import Random  # noqa: E402
 from SAMFineTuneLib.training import synthetic_batches, training_loop  # noqa: E402
 from SAMFineTuneLib.training import synthetic_pretraining as pretrain  # noqa: E402
+from SAMFineTuneLib.training.memory_pretraining import pretrain_memory  # noqa: E402
 from SAMFineTuneLib.training.stopping import Stopped  # noqa: E402
 
 
@@ -110,6 +112,8 @@ def test_another_versions_checkpoint_and_another_seed_are_refused_in_one_sentenc
     train(tmp_path, steps=1)
     with pytest.raises(UserError, match="has another seed; give the same again"):
         train(tmp_path, steps=2, seed=6, resume=True)
+    with pytest.raises(UserError, match="of another kind.*choose another folder"):
+        pretrain_memory(tmp_path, Store().get(), steps=2, seed=5, resume=True, workers=0, device="cpu")
     torch.save({"model": {}, "step": 7}, tmp_path / pretrain.CHECKPOINT_NAME)
     with pytest.raises(UserError, match="started by another version of SAMFineTune"):
         train(tmp_path, steps=2, resume=True)
