@@ -179,6 +179,11 @@ def _source_headers(volume: Volume) -> list[Dataset]:
     except OSError as error:
         raise UserError("The DICOM files that the volume was read from are gone; put them back.") from error
     for dataset in datasets:
+        if source.series_uid not in ("", uid(read_value(dataset, "SeriesInstanceUID"))):  # perhaps of another patient
+            raise UserError(
+                "The DICOM files that the volume was read from were replaced by those of another series; put them "
+                "back, or write .seg.nrrd."
+            )
         if missing := [keyword for keyword in _NEEDED if not uid(read_value(dataset, keyword))]:
             raise UserError(
                 f"The source series lacks {', '.join(missing)}, to which a DICOM SEG refers; write .seg.nrrd instead."

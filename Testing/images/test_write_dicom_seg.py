@@ -250,9 +250,12 @@ def test_only_dicom_volumes_with_references_can_be_written(tmp_path):
     assert not (tmp_path / "out.dcm").exists()
 
 
-def test_source_files_that_are_gone_are_said(tmp_path):
+def test_source_files_that_were_replaced_or_are_gone_are_said(tmp_path):
     write_series(tmp_path / "in", stored())
     volume = read_volume(tmp_path / "in")
+    write_series(tmp_path / "in", stored(), PatientID="ANOTHER")
+    with pytest.raises(UserError, match="replaced by those of another series"):
+        write_labelmap(tmp_path / "out.dcm", labels_of(volume), volume, SEGMENTS)
     next((tmp_path / "in").iterdir()).unlink()
     with pytest.raises(UserError, match="are gone"):
         write_labelmap(tmp_path / "out.dcm", labels_of(volume), volume, SEGMENTS)
