@@ -54,7 +54,7 @@ class LockOwner:
 
     @property
     def how_to_stop(self) -> str:
-        """How to end it, as the second half of a sentence."""
+        """The second half of a sentence, which says how to end it."""
         if not self.pid or not self.is_here:
             return "stop it where it was started"
         by_hand = "in the Task Manager" if os.name == "nt" else f"by “kill {self.pid}”"

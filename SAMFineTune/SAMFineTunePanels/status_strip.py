@@ -28,7 +28,7 @@ _MARGINS = 8  # pixels above and below a document
 
 @dataclass(eq=False)
 class Message:
-    """A sentence."""
+    """A message for the user."""
 
     text: str
     warning: bool

@@ -53,8 +53,8 @@ class TrainTab:
             (ui.startButton, "clicked()", self.start),
             (ui.useButton, "clicked()", self.use),
             (ui.packagesButton, "clicked()", self.install),
-            (ui.outlivesBox, "toggled(bool)", self._outlives_chosen),
-            (ui.deviceSelector, "activated(int)", self._device_chosen),
+            (ui.outlivesBox, "toggled(bool)", lambda wanted: write_setting("TrainOutlives", bool(wanted))),
+            (ui.deviceSelector, "activated(int)", lambda _: write_setting("TrainDevice", chosen_in(ui.deviceSelector))),
         )
         host.listen("Turn", self.refresh)
         host.listen("SessionStarted", lambda _: self.show_stored())
@@ -161,12 +161,6 @@ class TrainTab:
                 choose_in(self.ui.baseSelector, values.get("base"))
         except (ValueError, TypeError, AttributeError, OverflowError):
             pass  # not written by this panel
-
-    def _outlives_chosen(self, wanted):
-        write_setting("TrainOutlives", bool(wanted))
-
-    def _device_chosen(self, index):
-        write_setting("TrainDevice", chosen_in(self.ui.deviceSelector))
 
     # ---- checking and starting
 

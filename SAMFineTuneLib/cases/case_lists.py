@@ -160,7 +160,7 @@ def _rows(text: str, folder: Path) -> list[list[str]]:
 
 
 def _entries(rows: list[list[str]], folder: Path) -> tuple[int, int]:
-    """How many of the first rows name two files; if none does, how many cells the first row has."""
+    """The number of rows among the first that name two files; if none does, the number of cells in the first row."""
     found = sum(sum(_is_file(cell, folder) for cell in row[:8]) >= 2 for row in rows[:50])
     return found, len(rows[0]) if rows and not found else 0
 

@@ -50,7 +50,7 @@ class LabelMap:
 
 
 def count_values(array: np.ndarray) -> dict[int, int]:
-    """How often each value of an array of whole numbers from 0 on occurs; slice by slice, to save memory."""
+    """Count each value of an array of non-negative integers; slice by slice, to save memory."""
     totals = np.zeros(int(array.max()) + 1, np.int64)
     for one in array:
         totals += np.bincount(one.ravel(), minlength=len(totals))

@@ -67,7 +67,7 @@ class Classified:
         return self.classes == IGNORED
 
     def mask(self, number: int) -> np.ndarray:
-        """Where the n-th class is."""
+        """The mask of the n-th class, bool [k, j, i]."""
         shared = [value for value, numbers in self.overlaps.items() if number in numbers]
         return np.isin(self.classes, [number, *shared]) if shared else self.classes == number
 

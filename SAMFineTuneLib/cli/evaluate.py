@@ -81,7 +81,9 @@ def add_parser(subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Check, measure, report."""
-    _require_packages()
+    from SAMFineTuneLib.models.optional_packages import require
+
+    require("Evaluating", "skimage", "matplotlib", extra="evaluation")
     from SAMFineTuneLib.cases.cases import find_cases
     from SAMFineTuneLib.cases.labelled_case import LabelChoice
     from SAMFineTuneLib.evaluation.annotator import Seconds
@@ -118,11 +120,6 @@ def run(args: argparse.Namespace) -> int:
     console.document(folder=found.folder, **json.loads((found.folder / SUMMARY).read_text(encoding="utf-8")))
     return 0
 
-
-def _require_packages() -> None:
-    from SAMFineTuneLib.models.optional_packages import require
-
-    require("Evaluating", "skimage", "matplotlib", extra="evaluation")
 
 
 @contextmanager

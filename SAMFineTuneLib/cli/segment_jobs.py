@@ -116,7 +116,7 @@ def run_jobs(
 
 
 def _file(path: Path) -> tuple[int, int] | None:
-    """What identifies a file, whatever its names; None without a file."""
+    """Device and inode of a file, the same under all its names; None without a file."""
     try:
         status = path.stat()
     except OSError:

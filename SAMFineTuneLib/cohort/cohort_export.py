@@ -118,7 +118,7 @@ class _LeftOut(Exception):
 
 
 def _sources(cohort: Cohort) -> dict[str, dict[str, str]]:
-    """What proposed the labels of each accepted case, by its key."""
+    """The adapter and model that proposed the labels of each accepted case, by its key."""
     from SAMFineTuneLib.models.adapters.adapter_folder import read_adapter_folder
 
     digests: dict[int, str] = {}

@@ -127,7 +127,7 @@ class Cohort:
         return next((place for place in places if any(_exists(place / image) for image in images)), places[0])
 
     def path(self, case: CohortCase) -> Path:
-        """Where the image of a case is, or was when it was last found."""
+        """The path of a case's image, at least when it was last found."""
         name, added = Path(case.image).name, self.added(case.key)
         own = added.with_name(name) if name.startswith(case.key) else added / name
         return own if _exists(own) else self.images / case.image

@@ -119,7 +119,7 @@ def _compare(cohort: Cohort, case: CohortCase) -> Compared:
 
 
 def headline(compared: Sequence[Compared]) -> str:
-    """How good proposals are now and were at first, and how much work a case takes, in words."""
+    """The quality of proposals now and at first, and the work that a case takes, in words."""
     count = len(compared)
     begin = f"{counted(count, 'case')} {'are' if count != 1 else 'is'} accepted"
     known = [one.mean for one in compared if one.mean is not None]

@@ -27,7 +27,7 @@ _LARGEST_LABEL = 2**16 - 1
 
 @dataclass(frozen=True)
 class Proposal:
-    """What an adapter proposes for a case."""
+    """An adapter's proposal for a case."""
 
     adapter: int
     """Number of the training that made it."""
@@ -59,8 +59,8 @@ class Review:
 
 @dataclass(frozen=True)
 class Lease:
-    """Who works on a case, as a random word, and until when others leave it alone: seconds since 1970 by the clock
-    of this computer."""
+    """A reviewer's claim on a case: `by` is a random word that identifies the reviewer; until the time `until`, in
+    seconds since 1970 by this computer's clock, others leave the case alone."""
 
     by: str
     until: float
@@ -86,7 +86,7 @@ class CohortCase:
     stamp: str = ""
     """Sizes and times of the image's files when it was last known to be unchanged, see `image_check`."""
     trouble: str = ""
-    """What is wrong with the image: one of `image_check.TROUBLES`, or ""."""
+    """The problem with the image: one of `image_check.TROUBLES`, or ""."""
 
     @property
     def name(self) -> str:
@@ -127,13 +127,13 @@ class TrainedAdapter:
 
 @dataclass(frozen=True)
 class CohortState:
-    """What `cohort.json` holds."""
+    """The content of `cohort.json`."""
 
     labels: Mapping[int, str]
     """Label value → name."""
     cases: tuple[CohortCase, ...]
     images: tuple[str, str]
-    """Where the images lie: from the cohort's folder, and in full."""
+    """The folder of the images: relative to the cohort's folder, and absolute."""
     model: str = "compact"
     adapters: tuple[TrainedAdapter, ...] = ()
     salt: str = ""

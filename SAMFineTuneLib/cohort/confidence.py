@@ -245,7 +245,7 @@ def as_text(confidence: Confidence) -> str:
 
 
 def doubtful_places(confidence: Confidence) -> list[tuple[str, int, float]]:
-    """Where to look: (label, slice, expected Dice) of doubtful slices, worst first, label by label, worst label first.
+    """Doubtful slices as (label, slice, expected Dice), worst first, label by label, worst label first.
 
     Of doubtful slices that lie close together, only the worst is listed.
     """

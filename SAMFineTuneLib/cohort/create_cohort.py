@@ -239,7 +239,7 @@ def _beneath(root: Path, path: Path) -> str:
 
 
 def _places(root: Path, folder: Path) -> tuple[str, str]:
-    """Where images lie: from the cohort's folder, "" on another drive, and in full."""
+    """The folder of the images: relative to the cohort's folder, "" on another drive, and absolute."""
     try:
         beside = Path(os.path.relpath(root, folder.resolve())).as_posix()
     except ValueError:

@@ -72,7 +72,7 @@ def retraining_plan(cohort: Cohort, preset: str, resume: bool) -> RetrainingPlan
 
 
 def divided_cases(state: CohortState) -> tuple[tuple[CohortCase, ...], tuple[CohortCase, ...]]:
-    """As `divided`, but UserError while patients are too few."""
+    """The cases that teach and those that judge, as `divided`; UserError while there are too few patients."""
     teachers, judges = divided(state)
     if not teachers:
         raise UserError(

@@ -46,7 +46,7 @@ class Tested:
 
     @property
     def short(self) -> str:
-        """What identifies the case in the rows."""
+        """The short digest that identifies the case in the rows."""
         return self.digest[:SHORT]
 
 

@@ -70,7 +70,7 @@ def _component(frame: Attributes) -> str | None:
 
 
 def _image_type(frame: Attributes) -> str | None:
-    """What follows "ORIGINAL\\PRIMARY": water, fat, a map."""
+    """The part of the image type after "ORIGINAL\\PRIMARY", such as water, fat or a map."""
     words = (text(frame["FrameType"]) or text(frame["ImageType"])).split("\\")[2:]
     return " ".join(word.strip().lower() for word in words if word.strip()) or None
 

@@ -311,7 +311,7 @@ def _surroundings(mask: np.ndarray, plane: SlicePlane, volume: Volume) -> np.nda
 
 
 def _reach(gradient: np.ndarray, plane: SlicePlane) -> float:
-    """How far, along the normal, the centres of voxels lie from a plane that covers them, in mm at most.
+    """The largest distance in mm, along the normal, between a plane and the centre of a voxel that it covers.
 
     A plane covers the voxels that it cuts and those within its thickness; on the volume for which the plane was made,
     the former reach at least as far.

@@ -24,7 +24,7 @@ class Stack:
 
     @property
     def distance(self) -> float:
-        """Millimetres from slice to slice."""
+        """Distance from slice to slice in mm."""
         if self.count < 2:
             return float(self.plane(0).thickness)
         return abs(float((self.plane(1).origin - self.plane(0).origin) @ self.plane(0).normal))

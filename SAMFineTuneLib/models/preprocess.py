@@ -28,7 +28,7 @@ MASK_LOGIT = 10.0
 
 @dataclass(frozen=True)
 class InputGeometry:
-    """Where a picture lies in a model's square input.
+    """The place of a picture in a model's square input.
 
     `original` is the picture's (rows, columns), `content` that of its resized copy at the input's top left.
     """
@@ -111,7 +111,7 @@ class InputGeometry:
 
 
 def geometry(shape: tuple[int, int], spec: ModelSpec) -> InputGeometry:
-    """Where a picture of `shape` (rows, columns) lies in the model's input."""
+    """The place of a picture of `shape` (rows, columns) in the model's input."""
     rows, columns = int(shape[0]), int(shape[1])
     if spec.resize == "squash":
         content = (spec.input_size, spec.input_size)

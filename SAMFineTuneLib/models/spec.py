@@ -90,8 +90,8 @@ class ModelSpec:
     interpolation: str = "bilinear"
     """How pixels are resampled, see `preprocess`: `bilinear` (antialiased), `cubic`, `area` or `nearest`."""
     pixel_range: str = "0-255"
-    """What happens before `pixel_mean` and `pixel_std`: nothing (`0-255`), each picture is stretched to 0..1
-    (`minmax`), or to 0..255 with 0.5 % clipped at either end (`percentiles`)."""
+    """How pictures are scaled before `pixel_mean` and `pixel_std`: not at all (`0-255`), each to 0..1 (`minmax`), or
+    each to 0..255 with 0.5 % clipped at either end (`percentiles`)."""
     pixel_mean: tuple[float, ...] = IMAGENET_MEAN
     pixel_std: tuple[float, ...] = IMAGENET_STD
     channels: int = 3

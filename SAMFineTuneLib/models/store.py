@@ -86,7 +86,7 @@ class Store(FolderStore[ModelFolder]):
         return base if brought is None or is_base(adapter, base) else brought
 
     def overview(self) -> list[dict[str, Any]]:
-        """What is known of each model here and of each that can be added, in plain values.
+        """Facts about each model here and each that can be added, in plain values.
 
         `where` is "bundled", "installed", "download" or "import"; `bytes` is None where it is not known.
         """

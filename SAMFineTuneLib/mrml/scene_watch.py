@@ -34,8 +34,8 @@ class Observers:
         return len(self._added)
 
     def add(self, thing, event, callback: Callable[..., object], data: str | None = None) -> None:
-        """Call `callback(thing)` at an event. With `data` "VTK_INT" or "VTK_OBJECT" it also gets the number or object
-        that the event is about, None with events that have none."""
+        """Call `callback(thing)` at an event of a VTK object. With `data` "VTK_INT" or "VTK_OBJECT" it also gets the
+        number or object that comes with the event, None for events without one."""
         import vtk
 
         def observe(caller, _, about=None):
@@ -52,7 +52,7 @@ class Observers:
         self._added.append((thing, thing.AddObserver(event, observe)))
 
     def remove(self, thing=None) -> None:
-        """Remove those of a thing, or all."""
+        """Remove the observers of a VTK object, or all of them."""
         for other, tag in [pair for pair in self._added if thing is None or pair[0] is thing]:
             other.RemoveObserver(tag)
         self._added = [pair for pair in self._added if thing is not None and pair[0] is not thing]

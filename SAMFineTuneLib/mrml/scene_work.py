@@ -66,7 +66,7 @@ class Work:
 
     @property
     def writer(self) -> SegmentWriter:
-        """Who writes masks into the segments."""
+        """The writer of the masks into the segments."""
         return self.masks.writer
 
     @property

@@ -127,7 +127,7 @@ def _slice_at(coordinate: float) -> int:
 
 
 def view_of(plane: SlicePlane) -> View:
-    """How the session names a plane: the orientation of the volume's own slices, or the oblique plane."""
+    """The session's view of a plane: the orientation of the volume's own slices, or the oblique plane."""
     return plane.orientation if plane.index is not None else plane
 
 

@@ -117,7 +117,7 @@ class ParameterNode:
 
 @dataclass
 class Record:
-    """What is stored of one volume and segmentation.
+    """The record of one volume and segmentation that is stored in the scene.
 
     `document` is the session as `session_to_dict` gives it, None before there was one. `values` has the label value
     of every segment ID. `owners` says which mask owns which voxels, as `SegmentWriter.to_dict` gives it.
@@ -251,8 +251,8 @@ def places_of(document: dict[str, Any], volume: Volume) -> set[tuple[int, str]]:
 
 
 def recognise(volume: Volume) -> dict[str, Any]:
-    """What identifies a volume in the scene, and after saving and loading: size, place, a checksum of its voxels, and
-    the digest of some voxels that scenes of earlier versions hold.
+    """Values that identify a volume, also after saving and loading its scene: size, place, a checksum of its voxels,
+    and the digest of some voxels that scenes of earlier versions hold.
 
     The checksum takes up to a tenth of a second. In larger volumes it skips slices, evenly.
     """

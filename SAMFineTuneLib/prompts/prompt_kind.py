@@ -32,7 +32,7 @@ _FARTHEST = 1e9  # mm
 
 @dataclass(frozen=True)
 class Markup:
-    """What one of Slicer's markups holds, in a file or in a scene, in RAS mm.
+    """The content of one of Slicer's markups, in a file or in a scene, in RAS mm.
 
     `type` is the markups type of Slicer's files: "Fiducial", "ROI", "Curve", "ClosedCurve", ... An ROI has its centre
     as its only point, and its size in mm along three axes.

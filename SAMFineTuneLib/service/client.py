@@ -311,7 +311,7 @@ class SessionClient(intents.IntentMethods):
         return intent, number
 
     def _tell_job(self, number: int) -> None:
-        """Report a job of which the server has told nothing yet."""
+        """Report a job about which no event has come from the server yet."""
         what = self._jobs[number]
         self._out.append(events.Busy(number, what, None, None, _DOING[what]))
 
@@ -468,7 +468,7 @@ class SessionClient(intents.IntentMethods):
         self._out.append(replace(event, job=job, intent=None))
 
     def _take_back_model(self, number: int) -> None:
-        """Where a choice of a model was refused, go on with the model before."""
+        """When a choice of a model was refused, continue with the model before."""
         before = self._before.pop(number, None)
         later = [one for one in self._before if one > number]
         if before is not None and later:

@@ -46,14 +46,14 @@ class Unreached(UserError):
 
 @dataclass(frozen=True)
 class CohortPlace:
-    """Where a cohort is."""
+    """The server and name of a cohort."""
 
     address: str
-    """Of the server, as the user enters it."""
+    """The server's address, as the user enters it."""
     cohort: str = ""
-    """Its name there; empty for the server itself."""
+    """The cohort's name there; empty for the server itself."""
     certificate: str = ""
-    """File (PEM) to trust besides what the computer knows."""
+    """File (PEM) of an authority to trust besides those that the computer knows."""
 
 
 def mirror(place: CohortPlace) -> Path:
@@ -72,7 +72,7 @@ def _is_name(text: str) -> bool:
 
 
 def place_of(folder: str | Path) -> CohortPlace | None:
-    """Where the cohort of a mirror is; None for a folder that is not one."""
+    """The place of a mirror's cohort; None for a folder that is not a mirror."""
     try:
         return CohortPlace(**loaded((Path(folder) / _SERVER_FILE).read_text("utf-8")))
     except (OSError, ValueError, TypeError):

@@ -25,7 +25,7 @@ class FollowCohort:
     known: str = ""
     """SHA-256 of the state that the client has."""
     after: int = -1
-    """Where the events begin that the client lacks, from the last answer; at first -1."""
+    """The value of `after` in the last answer, from which the server continues the events; at first -1."""
     by: str = ""
     """Identifier of a window that is open, so that its cases stay taken."""
 

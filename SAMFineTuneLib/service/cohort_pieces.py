@@ -37,7 +37,7 @@ class Piece:
     """Of the queue."""
     number: int
     asked: dict[str, Any]
-    """What came with it."""
+    """The values that came with it."""
     tell: Callable[..., None]
     """Writes an event, of a name and values."""
     cancelled: Callable[[], bool]

@@ -36,7 +36,7 @@ class CohortRelay:
     def __init__(self, folder: Path, tell: Callable[..., None], alone: threading.Event) -> None:
         self._folder, self._tell, self._alone = folder, tell, alone
         self.by = ""
-        """Whose leases are renewed while the cohort is followed; "" for none."""
+        """The reviewer whose leases are renewed while the cohort is followed; "" for none."""
         self._server: ServedCohort | None = None
         self._follow_after: float | None = None  # None: no window follows the server's cohort
         self._unreached = False

@@ -25,7 +25,7 @@ class HttpAnswer:
 
     @property
     def body(self) -> bytes | bytearray:
-        """What has arrived of the body."""
+        """The part of the body that has arrived."""
         return b"".join(self._chunks) if self._chunked else self._data
 
     def feed(self, data: bytes) -> None:

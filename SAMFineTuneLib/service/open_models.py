@@ -77,7 +77,7 @@ class Engines:
         return Predictor(self._engine(model, adapter, device), cache)
 
     def recipe(self, adapter: str) -> Mapping[str, Any]:
-        """How an adapter was trained; empty without one."""
+        """The recipe on an adapter's card; empty without an adapter."""
         return self._adapters.get(adapter).card.recipe if adapter else {}
 
     def _engine(self, model: str, adapter: str, device: str) -> SharedEngine:

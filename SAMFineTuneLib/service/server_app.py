@@ -128,7 +128,7 @@ class ServerApp:
 
     @property
     def sessions(self) -> int:
-        """How many sessions there are."""
+        """The number of sessions."""
         return len(self._sessions)
 
     # ---- inside

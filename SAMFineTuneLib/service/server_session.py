@@ -99,7 +99,7 @@ class ServerSession(Session):
         return super().do(intent, moment)
 
     def adapter_facts(self) -> dict[str, Any]:
-        """What the server says about the adapter, as `Library.answer`; UserError when it has none."""
+        """The server's facts about the adapter, as in `Library.answer`; UserError when it does not have it."""
         if self._facts is None:
             rows = {row["id"]: row for row in self._answer_to(self._client.ask("adapters"))}
             if self.adapter not in rows:

@@ -153,7 +153,7 @@ class TrainingRun(FolderProcess):
 
     @property
     def job(self) -> TrainingJob:
-        """What the training is asked to do."""
+        """The training's job, read from its folder."""
         return TrainingJob.read(self.folder)
 
     def start(self, executable: str | None = None, environment: Mapping[str, str] | None = None,

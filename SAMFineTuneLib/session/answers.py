@@ -95,7 +95,7 @@ class Answers:
         self._predictions, self._answers = Recent(_PREDICTIONS), Recent(_ANSWERS)
 
     def picture(self, plane: SlicePlane, window: IntensityWindow | None = None) -> np.ndarray:
-        """What the model sees of a plane, uint8 (rows, columns), in the volume's window or another."""
+        """The picture of a plane for the model, uint8 (rows, columns), in the volume's window or another."""
         window = window or self.window
         key = plane.key, window
         found = self._pictures.get(key)

@@ -287,7 +287,7 @@ Intent = (
     | DeletePrompt | Clear | Undo | Redo | Propagate | Everything | FindLabels | Adopt | Cancel | Embed | StopEmbedding
     | TellAgain | TakeSnapshot | AskForMasks | Restore | Replay | Checkpoint | Ask | Download | Install
 )  # fmt: skip
-"""What a client may send; a volume travels in parts and becomes a `SetVolume` on the worker."""
+"""The intents that a client may send; a volume travels in parts and becomes a `SetVolume` on the worker."""
 
 
 P = ParamSpec("P")

@@ -51,13 +51,13 @@ class PropagationJob(Job):
     then all prompts of the segment, and the answer belongs to the step that the prompts belong to.
     """
     whole: WholeAnswer | None = None
-    """What such an answer was computed from."""
+    """The prompts, window and model of such an answer."""
     masks: dict[Place, PropagatedMask] = field(default_factory=dict, init=False)
     """Its new results so far; the session's state gets them when it ends."""
     again: dict[Place, PropagatedMask] = field(default_factory=dict, init=False)
     """Results that are unchanged."""
     ends: list[str] = field(default_factory=list, init=False)
-    """Where it ended early or left slices empty, and why."""
+    """Sentences about where it ended early or left slices empty, and why."""
 
     def take(self, item: PropagatedSlice) -> Place:
         """Add a slice."""

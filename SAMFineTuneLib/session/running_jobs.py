@@ -52,7 +52,7 @@ class RunningJobs:
 
     @property
     def propagations(self) -> list[PropagationJob]:
-        """Those that propagate a segment."""
+        """The jobs that propagate a segment."""
         return [job for job in self._jobs if isinstance(job, PropagationJob)]
 
     def new_number(self, wanted: int | None) -> int:

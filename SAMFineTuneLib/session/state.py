@@ -107,7 +107,7 @@ class State:
 
     @cached_property
     def tasks(self) -> Mapping[Place, Task]:
-        """What makes each mask; propagated planes first, then prompted ones in the order of their last prompt."""
+        """The task of each mask; propagated planes first, then prompted ones in the order of their last prompt."""
         own_boxes = {
             (placed.segment, placed.parts[0][0].key)
             for placed in self.prompts

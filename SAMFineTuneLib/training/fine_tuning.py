@@ -89,7 +89,7 @@ class Result:
     report: Path
     card: Card
     evidence: str
-    """What the figures before and after refer to."""
+    """A sentence that says which cases the figures before and after come from."""
     notes: tuple[str, ...]
 
 
@@ -182,7 +182,7 @@ class _Run:
 
     @property
     def evidence(self) -> str:
-        """What the figures refer to, as a sentence."""
+        """A sentence that says which cases the figures come from."""
         return evidence.evidence_of(self.plan.folds)
 
     @property

@@ -32,7 +32,7 @@ _EMBEDDINGS = 1 << 30  # bytes of embeddings that are kept when the encoder does
 
 @dataclass
 class NetworkTuning:
-    """An attached network and what it learns from."""
+    """A network with a method attached, and everything that its training needs."""
 
     network: nn.Module
     spec: ModelSpec
@@ -41,7 +41,7 @@ class NetworkTuning:
     device: torch.device
     group: ProcessGroup = field(default_factory=ProcessGroup)
     rehearsal: Rehearsal | None = None
-    """What the base must not forget; None without rehearsal."""
+    """Synthetic pictures that are trained on as well, so that the network does not forget them; None without these."""
     validate: Callable[[], float] | None = None
     """Dice of the present network; None: no early stop."""
     report: Callable[[TrainingHistory], None] = lambda history: None

@@ -97,13 +97,13 @@ class TrainingHistory:
 
     @property
     def step(self) -> int:
-        """How many steps are done."""
+        """The number of steps done."""
         return len(self.loss)
 
 
 @dataclass
 class Training:
-    """What `train` works on."""
+    """Everything that `train` needs: tensors, optimiser, gradients, schedule and callbacks."""
 
     state: Mapping[str, Tensor]
     """Every tensor that the training changes, by name."""
@@ -244,7 +244,7 @@ def _validate(training: Training, history: TrainingHistory, best: dict[str, Tens
 
 
 def load_training(path: Path) -> dict[str, Any]:
-    """What `train` wrote into a checkpoint: `about`, `state`, `best`, `optimiser`, `history`.
+    """Read a checkpoint of `train`: `about`, `state`, `best`, `optimiser`, `history`.
 
     Raises:
         UserError: When the file is damaged, or was written by another version.

@@ -186,7 +186,7 @@ def check_folders(output: Path, resume: bool) -> None:
 
 
 def looking(slices: Iterator[LabelledSlice], look: Callable[[], None]) -> Iterator[LabelledSlice]:
-    """The same slices, with a call of `look` before each."""
+    """Yield the slices, and call `look` before each."""
     look()
     for one in slices:
         look()

@@ -41,7 +41,7 @@ class TrainingSettings:
 
     preset: str = "quick"
     method: Method = field(default_factory=Method)
-    """What is trained; `for_labels` fills in its heads and classes."""
+    """The fine-tuning method; `for_labels` fills in its heads and classes."""
     heads: tuple[str, ...] = HEADS
     labels: LabelChoice = field(default_factory=LabelChoice)
     steps: int = PRESETS["quick"]["steps"]

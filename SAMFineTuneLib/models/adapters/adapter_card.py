@@ -69,7 +69,7 @@ class Card:
     curves: Mapping[str, tuple[float | None, ...]] = field(default_factory=dict)
     """`steps`, `loss`, `dice`, …: the course of the training."""
     seconds: float | None = None
-    """How long the training took, in seconds."""
+    """Duration of the training in seconds."""
     hardware: str = ""
     base: str = ""
     base_digest: str = ""
@@ -77,7 +77,7 @@ class Card:
     base_architecture: str = ""
     method: Method = field(default_factory=Method)
     date: str = ""
-    """When it was trained: ISO 8601, UTC."""
+    """Date of the training: ISO 8601, UTC."""
     version: str = ""
     """The version of SAMFineTune that trained it."""
     files: Mapping[str, str] = field(default_factory=dict)

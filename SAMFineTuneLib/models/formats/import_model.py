@@ -143,7 +143,7 @@ def _family(thing: PublishedModel | Recognition) -> str:
 def _preparation(
     recognition: Recognition, like: str | None, entry: PublishedModel | None
 ) -> tuple[Mapping[str, Any], str]:
-    """How pictures are prepared for a file, as fields of ModelSpec, and a sentence about it.
+    """The preprocessing of pictures for a checkpoint, as fields of ModelSpec, and a sentence about it.
 
     As for the published model `like`, for the published model that the file is, or as is usual for its architecture.
     finetune-SAM's files have a rule of their own, which `args.json` completes, and always resize by it.

@@ -1,4 +1,4 @@
-"""What one markups node holds: prompts, read and written, and the attributes that say which they are.
+"""The content of a markups node: its prompts, and the attributes that identify them.
 
 Attributes of a node are the marker, the segment, and for every control point the prompt's number and view. Scene files
 keep them.

@@ -99,7 +99,7 @@ class Placing:
 
     @property
     def _wanted(self) -> int:
-        """How many clicks make a prompt."""
+        """The number of clicks that make a prompt."""
         return _CLICKS_NEEDED[tools()[self.kind].gesture]
 
     def _leave_list(self) -> None:

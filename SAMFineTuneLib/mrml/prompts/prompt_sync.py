@@ -287,7 +287,7 @@ class PromptWatch:
     def __init__(self, scene, observers: Observers, view_at: Callable[[Sequence[float]], View | None]):
         """`view_at` returns the view in which a point was just clicked, or None."""
         self.sync: PromptSync | None = None
-        """What is notified; None while no volume is segmented."""
+        """The synchronisation that is notified of changed nodes; None while no volume is segmented."""
         self._scene, self._observers, self._view_at = scene, observers, view_at
 
     def watch_all(self) -> None:

@@ -219,7 +219,7 @@ def image_affine(image) -> np.ndarray:
 
 
 def first_voxel(image, affine: np.ndarray, shape: tuple[int, int, int], tolerance: float = _SAME) -> np.ndarray | None:
-    """Where a grid begins in a labelmap.
+    """Find the first voxel of a grid in a labelmap.
 
     Args:
         image: the labelmap.

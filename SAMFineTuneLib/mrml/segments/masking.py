@@ -17,7 +17,7 @@ from SAMFineTuneLib.mrml.volume_nodes import volume_from_node
 
 @dataclass(frozen=True)
 class Rules:
-    """What a segment may do."""
+    """Where masking allows a segment to be painted, and from which segments it may take voxels."""
 
     where: tuple[str, ...] | None = None  # segments that masking depends on; None allows everything
     inside: bool = False  # whether it allows voxels in any of them, or voxels in none
@@ -43,7 +43,7 @@ class Rules:
 
 
 def editing_rules(segment: str, segmentation_node, editor_node) -> Rules:
-    """Where the Segment Editor allows a segment to be changed.
+    """The rules of the Segment Editor for changing a segment.
 
     Args:
         segment: id of the segment.

@@ -63,7 +63,7 @@ class Runs:
         return inside + low, self._before[run] + voxels[low:high][inside] - self._starts[run]
 
     def to_text(self) -> str:
-        """What `from_text` reads."""
+        """The runs as text, which `from_text` reads."""
         # Steps from run to run repeat themselves: they pack far better than the starts.
         pairs = np.stack([np.diff(self._starts, prepend=0), np.diff(self._before)]).astype("<i8")
         return base64.b64encode(zlib.compress(pairs.tobytes())).decode("ascii")
