@@ -159,16 +159,16 @@ class CohortReview:
         if self._writing:
             return False
         self.strip.close()
-        self._put("release", by=self.word)  # also a case that was being read
+        self.host.act(self._put, "release", by=self.word)  # also a case that was being read
         self.work.close()
         return True
 
     def close(self):
         """Close at once after `leave`; labels that this computer's disk does not take are given up."""
-        while self._writing and (self._writing[0] is not self._stuck):
+        while self._writing and self._writing[0] is not self._stuck:
             self._write_some()
         self._writing = []
-        self.host.act(self.close_some)
+        self.close_some()
 
     # ---- inside: from one case to the next
 
