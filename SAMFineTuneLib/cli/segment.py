@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
@@ -242,7 +243,8 @@ def _server_session(
 
     known = doubts_about_voxels(volume)
     return closing(ServerSession(
-        arguments.connection(args), volume, window, args.model, args.adapter or "", args.device, told.append, known
+        arguments.connection(args), volume, window, args.model, args.adapter or "", args.device, told.append, known,
+        lambda sentence: print("note:", sentence, file=sys.stderr),
     ))  # fmt: skip
 
 

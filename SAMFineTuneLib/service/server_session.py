@@ -48,6 +48,7 @@ class ServerSession(Session):
         device: what the server computes on, "auto" for its own choice.
         tell: called with each sentence that the server has for the user.
         told: sentences that the user has seen already.
+        lost: called with a sentence when the server stops answering and is tried again.
     """
 
     _kind_of_masks = _ServerMasks
@@ -62,12 +63,14 @@ class ServerSession(Session):
         device: str = "auto",
         tell: Callable[[str], None] = lambda sentence: None,
         told: Iterable[str] = (),
+        lost: Callable[[str], None] = lambda sentence: None,
     ) -> None:
         super().__init__()
         self._client = SessionClient(connection)
         self._wished, self.adapter, self._device = model, adapter, device
         self._facts: dict[str, Any] | None = None
         self._say, self._known = tell, set(told)
+        self._lost, self._answering = lost, False
         self._received: dict[Place, events.MaskChanged] = {}
         self._sent: State | None = None
         self._masks.ask = self._ask
@@ -201,6 +204,9 @@ class ServerSession(Session):
                 elif isinstance(event, events.Notice):
                     self._tell_once(event.text)
             status = self._client.status
+            if self._answering and status.state == "connecting":
+                self._lost(status.sentence)
+            self._answering = bool(status.device) and status.state != "connecting"
             if status.state == "failed":
                 raise UserError(status.sentence)
             for event in (*heard, None):

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 from SAMFineTuneLib.prompts import PointPrompt, PromptSet, SegmentPrompts, write_prompts
+from SAMFineTuneLib.service.link import HttpLink
 from SAMFineTuneLib.service.server import WorkerServer
 from SAMFineTuneLib.service.server_app import ServerApp
+from SAMFineTuneLib.service.server_session import ServerSession
 
 TOKEN = "a token for tests"
 
@@ -96,3 +98,23 @@ def test_a_token_is_asked_for_and_taken_from_the_environment(samfinetune, phanto
     assert "does not accept this token" in samfinetune(*command, *options[:2]).err
     monkeypatch.setenv("SAMFINETUNE_TOKEN", TOKEN)
     assert samfinetune(*command, *options[:2]).code == 0
+
+
+def test_a_server_that_stops_answering_is_told_while_it_is_tried_again(samfinetune, phantom, options, monkeypatch):
+    connect, step = ServerSession.connect, HttpLink.step
+    breaks = iter([OSError("the line is cut")])
+
+    def broken_once(link, wait):
+        for error in breaks:
+            raise error
+        return step(link, wait)
+
+    def then_cut(session):
+        status = connect(session)
+        monkeypatch.setattr(HttpLink, "step", broken_once)
+        return status
+
+    monkeypatch.setattr(ServerSession, "connect", then_cut)
+    box = ("--space", "ijk", "--box", phantom.box("liver"))
+    done = samfinetune("segment", phantom.folder, *box, "-o", "out.nii.gz", *options)
+    assert done.code == 0 and done.err.count("does not answer and is tried again") == 1, done.err
