@@ -98,13 +98,13 @@ class BlockPropagation:
         self.meter.skip(len(self.wanted - self.masks.keys()))
         yield from self._ends(absent)
 
-    def _outlined(self, index: int, mask: np.ndarray, by_points: bool) -> np.ndarray:
-        """Probability (H, W) that each pixel belongs to the structure, from prompting the model with each piece of the
-        memory's mask, or with interior points of the pieces alone."""
+    def _outlined(self, index: int, mask: np.ndarray) -> np.ndarray:
+        """Probability (H, W) that each pixel belongs to the structure, from prompting the model with each piece of a
+        mask."""
         if index in self.plan.interpolated:
             return mask.astype(np.float32)
         probabilities = [
-            prompted_by_piece(self.predictor, self._picture(index), piece, by_points).probability_near(piece)
+            prompted_by_piece(self.predictor, self._picture(index), piece).probability_near(piece)
             for piece in followed_pieces(mask)
         ]
         return np.max(probabilities, axis=0)

@@ -1,21 +1,16 @@
 """Propagates a segment with the volume memory: all its known masks answer for many slices at once.
 
-The memory (`models.architectures.volume_memory`) sees a block of slices around the structure. It is asked several
-times: first with the known masks, and with these carried along with the picture (`slice_registration`) as its earlier
-answer; then with its own. Each time the block is cut anew around the earlier answer, and the answer reaches further.
-At last the slice model is prompted with the answer on each slice, and a mean of both counts:
-the memory knows where the structure is, the slice model where its border is. Where the structure goes on at an end of
-the block, the next block overlaps this one and has its answers as the earlier ones. On every slice the memory also says
-whether the structure is there at all; propagation ends at the first slice where it is not.
+The memory (`models.architectures.volume_memory`) sees a block of slices around the structure, with the known masks, and
+with these carried along with the picture (`slice_registration`) as an earlier answer. The block is cut around them. On
+every slice it says where the structure is, and whether it is there at all; propagation ends at the first slice where it
+is not. Then the slice model is prompted with the memory's answer on each slice, and a mean of both counts: the memory
+knows where the structure is, the slice model where its border is. Where the structure goes on at an end of the block,
+the next block overlaps this one and has its answers as the earlier ones.
 
-Beyond the outermost known slices the memory lets structures taper more than they do. Where its answer is much smaller
-than the nearest known mask, the slice model is therefore prompted with inner points of it alone, which leave the size
-open. Where that gives more, and most of it is the same, the memory is asked again with these answers as its earlier
-ones.
 A mask that spreads steeply into other grey values has leaked: the structure ends there.
-It also lets long structures end although nothing changes. Where its answer is much smaller than the mask of the slice
-before or the nearest known one, or there is none, the slice model is prompted with the mask of the slice before, too;
-its answer counts where the structure is found unchanged (`unchanged_structure`).
+The memory lets long structures end although nothing changes. Where its answer is much smaller than the mask of the
+slice before or the nearest known one, or there is none, the slice model is prompted with the mask of the slice before,
+too; its answer counts where the structure is found unchanged (`unchanged_structure`).
 
 Slices that are much closer to each other than the cells of the block are wide are left out, and so are those that were
 interpolated when the volume was read; their masks are interpolated.
@@ -42,12 +37,9 @@ MOST_SLICES = 32
 """Slices of a block."""
 OVERLAP = 10
 """Slices that a block shares with the one before."""
-PASSES = 4
-"""How often a block is asked for."""
 _FINEST = 0.5  # cells from slice to slice: slices between closer ones are left out
 _OUTLINED = 2 / 3  # share of the slice model in the mean
 _SHRUNK = 0.85  # share of the area of another slice; below, the structure may have been lost
-_SAME = 0.5  # least IoU of the memory's mask with what inner points of it give
 _STEEP = 1.0  # growth of a mask's radius, in distances from slice to slice, above which it may have leaked
 _ALIKE = 0.85  # IoU with the slice before, from which on a mask has not leaked, however much it grew
 _REFERENCES = 5  # known slices beyond a block that tell what the structure looks like
@@ -94,7 +86,7 @@ def propagate_with_memory(
     known: Mapping[int, np.ndarray],
     first: int,
     last: int,
-    outlined: Callable[[int, np.ndarray, bool], np.ndarray],
+    outlined: Callable[[int, np.ndarray], np.ndarray],
     cancelled: Cancelled = lambda: False,
     answered: Mapping[int, SliceAnswer] = MappingProxyType({}),
 ) -> Iterator[dict[int, SliceAnswer]]:
@@ -106,7 +98,7 @@ def propagate_with_memory(
         known: masks (H, W) of some slices, not all of them empty; an empty one says that the structure is not there.
         first, last: outermost slices that are asked for.
         outlined: how likely each pixel of a slice belongs to the structure (H, W), 0 to 1, as the slice model says when
-            it is prompted with a mask; or, where the last argument says so, with inner points of the mask alone.
+            it is prompted with a mask.
         cancelled: asked before each block and each slice.
         answered: answers that are there already, and stay.
 
@@ -196,24 +188,10 @@ class _Run:
         indices = range(start, stop + 1)
         before = {index: self.found[index] for index in indices if index in self.found}
         guess = yield from self._guess(before, missing)
-        answers = {**guess, **before}
-        for _ in range(PASSES):
-            if self.cancelled():
-                return
-            answers = self._ask(indices, answers, before)
-            yield {}
-        fuller = {}
-        for index in sorted(answers.keys() - before.keys() - self.known.keys()):
-            if self.cancelled():
-                return
-            if (found := self._fuller(index, answers[index])) is not None:
-                fuller[index] = found
-            yield {}
-        if fuller:
-            answers = self._ask(indices, {**answers, **fuller}, before)
-            yield {}
         if self.cancelled():
             return
+        answers = self._ask(indices, {**guess, **before})
+        yield {}
         new = {index: answer for index, answer in answers.items() if index not in self.found}
         for index in sorted(new, key=lambda index: min(abs(index - known) for known in self.known)):
             if self.cancelled():
@@ -243,28 +221,15 @@ class _Run:
         before = self._mask(self._towards_known(index))
         if self._is_beyond(index) and not before.any():  # the structure has ended on the way
             return replace(answer, presence=0.0)
-        outlined = self._fuller(index, answer) or self._outlined(index, answer)
+        outlined = self._outlined(index, answer)
         found = self._unchanged(index, outlined) or outlined
         return replace(found, presence=0.0) if self._leaks(index, found) else found
-
-    def _fuller(self, index: int, answer: SliceAnswer) -> SliceAnswer | None:
-        """The mean with the slice model's answer to inner points, where the memory's mask has shrunk and these give
-        more of the same."""
-        if not answer.there or not self._is_beyond(index):
-            return None
-        area = np.count_nonzero(answer.mask)
-        if area >= _SHRUNK * np.count_nonzero(self.known[self._nearest(index)]):
-            return None
-        share = self.outlined(index, answer.mask, True)
-        if np.count_nonzero(share > 0.5) <= area or overlap(share > 0.5, answer.mask) < _SAME:
-            return None
-        return replace(answer, share=(1 - _OUTLINED) * answer.share + _OUTLINED * share)
 
     def _outlined(self, index: int, answer: SliceAnswer) -> SliceAnswer:
         """The mean of the memory's and the slice model's answer to its mask."""
         if not answer.there:
             return answer
-        share = (1 - _OUTLINED) * answer.share + _OUTLINED * self.outlined(index, answer.mask, False)
+        share = (1 - _OUTLINED) * answer.share + _OUTLINED * self.outlined(index, answer.mask)
         return replace(answer, share=share) if (share > 0.5).any() else answer
 
     def _unchanged(self, index: int, answer: SliceAnswer) -> SliceAnswer | None:
@@ -277,7 +242,7 @@ class _Run:
             return None
         if not self._prompted(start).stands_out:
             return None
-        share = self.outlined(index, before, False)
+        share = self.outlined(index, before)
         mask = share > 0.5
         if np.count_nonzero(mask) <= area or not is_unchanged(
             self._prompted(start), self.slices.picture(index), mask, before
@@ -323,11 +288,9 @@ class _Run:
             masks = {index: mask for index, mask in self.known.items() if mask.any()}
         return path_through(masks, self.slices.count)
 
-    def _ask(
-        self, indices: range, earlier: Mapping[int, SliceAnswer], before: Mapping[int, SliceAnswer]
-    ) -> dict[int, SliceAnswer]:
-        """The memory's answer for a block, given an earlier one; those `before` stay where the block is cut."""
-        path = self._path({**earlier, **before}, indices)
+    def _ask(self, indices: range, earlier: Mapping[int, SliceAnswer]) -> dict[int, SliceAnswer]:
+        """The memory's answer for a block, given an earlier one on some of its slices."""
+        path = self._path(earlier, indices)
         shown = self._shown(indices, path)
         references = self._references(shown)
         cells = stretch(np.stack([path.cut(self.slices.picture(index), index) for index in (*shown, *references)]))

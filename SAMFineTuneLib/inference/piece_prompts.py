@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,17 +28,13 @@ def derive_prompts(mask: np.ndarray, zoom: bool) -> PlanePrompts:
     bundled model; others get the mask and a box.
     """
     if zoom:
-        return replace(_inner_points(mask), mask=mask)
+        points = interior_points(mask, 3)
+        return PlanePrompts(points, np.ones(len(points), np.int64), mask=mask)
     rows, columns = mask.shape
     x0, y0, x1, y1 = bounding_box(mask)
     margin = np.maximum(_BOX_MARGIN * np.array([x1 - x0 + 1, y1 - y0 + 1]), 1)
     box = np.clip(np.concatenate([(x0, y0) - margin, (x1, y1) + margin]), 0, [columns - 1, rows - 1] * 2)
     return PlanePrompts(np.zeros((0, 2), np.float32), np.zeros(0, np.int64), box, mask)
-
-
-def _inner_points(mask: np.ndarray) -> PlanePrompts:
-    points = interior_points(mask, 3)
-    return PlanePrompts(points, np.ones(len(points), np.int64))
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,15 +60,11 @@ class PieceAnswer:
         return np.mean([continued(level, piece) for level in levels], axis=0, dtype=np.float32)
 
 
-def prompted_by_piece(
-    predictor: Predictor, shown: np.ndarray, piece: np.ndarray, by_points: bool = False
-) -> PieceAnswer:
-    """Prompt the model on a picture with a piece of another slice's mask, or with its most interior points alone."""
+def prompted_by_piece(predictor: Predictor, shown: np.ndarray, piece: np.ndarray) -> PieceAnswer:
+    """Prompt the model on a picture with a piece of another slice's mask."""
     spec = predictor.engine.spec
-    # The piece defines the view; points alone would not.
     view = view_of_box(shown.shape, bounding_box(piece), spec.input_size) if spec.zoom else None
-    prompts = _inner_points(piece) if by_points else derive_prompts(piece, spec.zoom)
-    prediction = predictor.predict(shown, prompts, view=view)
+    prediction = predictor.predict(shown, derive_prompts(piece, spec.zoom), view=view)
     merits = np.array([overlap(candidate, piece) for candidate in prediction.masks])
     return PieceAnswer(prediction, int(np.argmax(merits * prediction.scores)))
 

@@ -17,8 +17,8 @@ from SAMFineTuneLib.models.volume_block import stretch
 _STEPS = (20, 15)  # on the coarse and on the fine grid
 _NOISE = 0.7  # cells: pictures are blurred by this much first
 _STIFFNESS = 2.0  # cells: the deformation is smooth over this distance
-FARTHEST = 0.5
-"""Of the longer side of a mask: from its middle, a structure is about as deep as it is wide."""
+FARTHEST = 1.0
+"""How far a mask is carried, in units of its longer side."""
 _REACH = 8.0  # slices after which a carried mask is only a third as sure
 _LONGEST = 1.0  # cells: a step is at most this long
 
