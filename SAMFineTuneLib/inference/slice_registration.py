@@ -17,8 +17,7 @@ from SAMFineTuneLib.models.volume_block import stretch
 _STEPS = (20, 15)  # on the coarse and on the fine grid
 _NOISE = 0.7  # cells: pictures are blurred by this much first
 _STIFFNESS = 2.0  # cells: the deformation is smooth over this distance
-FARTHEST = 1.0
-"""How far a mask is carried, in units of its longer side."""
+_FARTHEST = 1.0  # of the longer side of a mask: how far it is carried
 _REACH = 8.0  # slices after which a carried mask is only a third as sure
 _LONGEST = 1.0  # cells: a step is at most this long
 
@@ -29,7 +28,7 @@ def carried_masks(
     picture: Callable[[int], np.ndarray],
     count: int,
     distance: float,
-    farthest: float = FARTHEST,
+    farthest: float = _FARTHEST,
 ) -> Iterator[tuple[int, np.ndarray, int]]:
     """Carry masks to slices that have none, in both directions, until they vanish, meet a slice that has one, or are
     too far away.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from SAMFineTuneLib.inference.slice_registration import FARTHEST, carried_masks, joined
+from SAMFineTuneLib.inference.slice_registration import carried_masks, joined
 from SAMFineTuneLib.models.volume_block import CELLS, channels, grey_evidence, sampling, stretch
 from SAMFineTuneLib.training.synthetic_canvas import smooth_noise
 from SAMFineTuneLib.training.synthetic_volumes import SyntheticVolume
@@ -164,7 +164,7 @@ def _carry(rng, volume, drawn, earlier, part, known, weights) -> None:
     """The known masks, carried along with the picture, as the earlier answer that propagation begins with."""
     missing = [k for k in range(part.start, part.stop) if not known[k]]
     shares = {k: own for k, own in drawn.items() if part.start <= k < part.stop}
-    farthest = FARTHEST * math.exp(rng.uniform(-0.5, 1.2))
+    farthest = math.exp(rng.uniform(-1.2, 0.5))
     carried = carried_masks(shares, missing, volume.image.__getitem__, len(volume.image), volume.step, farthest)
     down, across = weights
     for k, share in joined(carried).items():
