@@ -116,7 +116,7 @@ def find_cases(
     if path.is_file():
         cases = _from_list(path)
     elif not any(path.iterdir()):  # which also refuses a folder that may not be looked into
-        raise UserError(f"“{path}” is empty; give a folder with images and labels.")
+        raise UserError(f"“{path}” is empty, so it holds no cases; give a folder with images and labels.")
     elif (path / "imagesTr").is_dir():
         cases = _from_nnunet(path, about_orphans)
     else:
