@@ -201,7 +201,6 @@ class TrainRuns:
         run = self.run
         if run is not None and succeeded(self.host, run.discard):
             self.run = None
-            self._runs.remove(run)
             self.find()
 
     def _show_curves(self, wanted):

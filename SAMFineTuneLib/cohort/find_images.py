@@ -54,7 +54,9 @@ def find_images(source: str | Path, match: str = "") -> list[FoundImage]:
     if not source.exists():
         raise UserError(f"“{source}” does not exist; check the path.")
     if source.is_dir() and not any(source.iterdir()):  # which also refuses a folder that may not be looked into
-        raise UserError(f"“{source}” is empty; give a folder of NIfTI, NRRD, MetaImage, PNG or DICOM files.")
+        raise UserError(
+            f"“{source}” is empty, so it holds no images; give a folder of NIfTI, NRRD, MetaImage, PNG or DICOM files."
+        )
     images = source / "images"
     if source.is_file():
         if source.suffix.lower() not in LISTS:
