@@ -160,15 +160,15 @@ def remove_folder(path: Path) -> None:
     shutil.rmtree(doomed)
 
 
-def remove_abandoned(folder: Path) -> None:
-    """Delete leftovers of killed processes in a folder, under the hidden names of this module and older than a day."""
+def remove_abandoned(folder: Path, after: float = _ABANDONED) -> None:
+    """Delete leftovers of killed processes in a folder: hidden names of this module, unchanged for `after` seconds."""
     with suppress(OSError):  # files that cannot be listed or deleted do not prevent writing
         with os.scandir(folder) as entries:
             names = [entry.name for entry in islice(entries, _MOST_LOOKED_AT) if STAGED_NAME.match(entry.name)]
         for left in (folder / name for name in names):
             with suppress(OSError):  # another process has just finished with it
                 newest = max(path.lstat().st_mtime for path in (left, *left.rglob("*")))
-                if time.time() - newest > _ABANDONED:
+                if time.time() - newest > after:
                     shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.files import atomic_write, require_writable
+from SAMFineTuneLib.files import atomic_write, remove_abandoned, require_writable
 
 TOKEN, USER, PASSWORD = "SAMFINETUNE_DICOMWEB_TOKEN", "SAMFINETUNE_DICOMWEB_USER", "SAMFINETUNE_DICOMWEB_PASSWORD"
 """Variables that hold a token, or a user's name and password."""
@@ -154,6 +154,7 @@ class DicomwebStore:
             with atomic_write(file, durable=False) as temporary:
                 save(image, temporary)
         progress(len(names), len(names))
+        remove_abandoned(partial, after=0)  # what a killed fetch was writing
         with suppress(FileExistsError):  # another process was faster
             partial.rename(target)
         return target

@@ -26,6 +26,7 @@ from SAMFineTuneLib.cohort.dicomweb_store import PASSWORD, USER, DicomwebStore
 from SAMFineTuneLib.cohort.find_images import find_images
 from SAMFineTuneLib.cohort.review import accept
 from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.files import beside
 from SAMFineTuneLib.images import read_volume
 
 pytest.importorskip("dicomweb_client")
@@ -90,6 +91,7 @@ def test_a_killed_fetch_shows_nothing_half_and_goes_on(store, orthanc, root, tmp
     (partial,) = (tmp_path / "scans").iterdir()
     assert partial.name.startswith(".") and len(list(partial.iterdir())) == 3
     before = {file: file.stat().st_mtime_ns for file in partial.iterdir()}
+    beside(partial / "killed while writing.dcm").write_bytes(b"half")
     folder = store.fetch(store.list_series({"Modality": "CT"})[0], tmp_path / "scans")
     assert len(list(folder.iterdir())) == 6 and not partial.exists()
     assert all((folder / file.name).stat().st_mtime_ns == stamp for file, stamp in before.items())
