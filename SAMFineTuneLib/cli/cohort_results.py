@@ -14,7 +14,7 @@ from SAMFineTuneLib.cli import console
 from SAMFineTuneLib.cli.arguments import add_engine, chosen_engine
 from SAMFineTuneLib.cli.cohort_on_server import case_names, open_cohort, open_here, open_served
 from SAMFineTuneLib.cli.cohort_status import print_status
-from SAMFineTuneLib.cli.long_work import ProgressLine, counting, stoppable
+from SAMFineTuneLib.cli.long_work import ProgressLine, counting, stoppable, time_left
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.wording import counted
 
@@ -74,7 +74,7 @@ def _train(args: argparse.Namespace) -> None:
 
         def show(progress: Any) -> None:
             stop.learning = progress.stage == "training"
-            line(progress.sentence, progress.step == progress.steps)
+            line(progress.sentence + time_left(progress.seconds_left), progress.step == progress.steps)
 
         adapter = retrain(cohort, args.preset, args.device, show, lambda: stop.asked, not args.restart)
     print(f"adapter     {adapter.number}, {'now in use' if adapter.in_use else 'not used'}, from {adapter.start}")
@@ -136,7 +136,7 @@ def _by_server(args: argparse.Namespace, what: str, *own: object) -> int:
             while (news := served.follow()).busy or news.events:
                 for event in news.events:
                     if event["event"] == "progress":
-                        line(how_far(event))
+                        line(how_far(event) + time_left(event.get("seconds_left")))
                     elif event["event"] == "failed":
                         raise UserError(event["text"])
                     elif event["event"] == "done":

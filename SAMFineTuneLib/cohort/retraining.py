@@ -256,18 +256,23 @@ class _Run:
         from SAMFineTuneLib.training.fine_tuning import fine_tune
         from SAMFineTuneLib.training.training_plan import working_folder
 
-        begun = time.monotonic()
+        begun, unfinished = time.monotonic(), working_folder(output)
+        learned = any(unfinished.rglob("checkpoint.pt"))
+        stages = {
+            "cases": "reading the cases, to continue where it stopped" if learned else "reading the cases",
+            "report": "writing the adapter",
+        }
 
         def told(now: fine_tuning.TrainingProgress) -> None:
             left = now.seconds_left
             if left is not None:
                 self.pace["training"] = time.monotonic() - begun + left
                 left += (self.parts - part) * self.pace["training"] + self._judging_left(part)
-            doing = f"step {now.step} of {now.steps}" if now.stage == "training" else "reading the cases"
+            doing = stages.get(now.stage) or f"step {now.step} of {now.steps}"
             self._tell("training", f"Training {part} of {self.parts}, from the {name}: {doing}", part, now.step,
                        now.steps, left)  # fmt: skip
 
-        resume = (working_folder(output) / "run.json").exists()
+        resume = (unfinished / "run.json").exists()
         fine_tune(teachers, output, base, settings, told, self.cancelled, resume, start=start)
 
     # ---- judging

@@ -292,13 +292,24 @@ class HttpLink:
         if reader.closes or self._outgoing:
             self.close()
         if reader.headers.get(MARK.lower()) is None:
-            raise LinkError(f"A program other than SAMFineTune answers at {self.address} (status {reader.status}), "
-                            f"perhaps a proxy or another program; check the address and the port{self._or_tls}.",
-                            permanent=reader.status not in (502, 503, 504))  # fmt: skip
+            raise self._another_program(reader.status)
         if reader.headers.get("content-type", "").startswith("text/plain"):  # refused by its HTTP layer
             said = bytes(reader.body).decode("utf-8", "replace").strip()
             raise LinkError(f"{self.address} says: {said}", permanent=reader.status < 500)
         return Response(reader.status, [reader.body], reader.headers)
+
+
+    def _another_program(self, status: int) -> LinkError:
+        """The error for an answer that does not come from a server of ours."""
+        if status == 413:
+            return LinkError(f"A proxy at {self.address} refuses requests of this size (status 413); ask its "
+                             "administrator to allow 128 MB.", permanent=True)  # fmt: skip
+        if status in (502, 503, 504):
+            return LinkError(f"A proxy at {self.address} gets no answer from the server behind it (status {status}); "
+                             "ask its administrator whether the server runs and is reached in time.")  # fmt: skip
+        return LinkError(f"A program other than SAMFineTune answers at {self.address} (status {status}), perhaps a "
+                         f"proxy or another program; check the address and the port{self._or_tls}.",
+                         permanent=True)  # fmt: skip
 
 
 class _LookUp:

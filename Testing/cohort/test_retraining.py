@@ -32,9 +32,6 @@ from SAMFineTuneLib.models.adapters.adapter_folder import read_adapter_folder
 
 def state_of(patients: list[str], adapters: tuple[TrainedAdapter, ...] = ()) -> CohortState:
     """A cohort whose accepted cases are of these patients, in this order."""
-    cases = [
-        CohortCase(f"case{n}", f"{n}.nii", one, "accepted", review=Review(n + 1)) for n, one in enumerate(patients)
-    ]
     cases = tuple(
         CohortCase(f"case{place}", f"{place}.nii", one, "accepted", review=Review(place + 1))
         for place, one in enumerate(patients)
@@ -301,12 +298,15 @@ def test_a_stopped_training_goes_on_and_a_changed_case_begins_it_anew(tiny, tmp_
     with pytest.raises(Stopped):
         retrain(cohort, progress=told.append, cancelled=lambda: any(one.step == 1 for one in told))
     assert (cohort.folder / TRAINING).is_dir() and not cohort.state.adapters
+    with pytest.raises(Stopped):
+        retrain(cohort, progress=told.append, cancelled=lambda: told[-1].sentence.endswith("continue where it stopped"))
     learned = next(case for case in cohort.state.accepted if case not in held_out(cohort.state))
     accept(cohort, learned.key, np.roll(truth(1), 2, axis=1))
     told.clear()
     trained = retrain(cohort, progress=told.append)
     steps = [one.step for one in told if one.stage == "training" and one.steps]
     assert steps == [1, 2] and trained.number == 1, "its labels are new, so nothing of the old training is used"
+    assert told[0].sentence.endswith(": reading the cases") and any("writing" in one.sentence for one in told)
 
 
 def test_running_out_of_memory_is_one_sentence_and_one_process_trains(tiny, tmp_path):

@@ -121,6 +121,13 @@ def test_a_proxy_or_another_program_is_a_sentence(remote, answer):
     assert f"127.0.0.1:{port}" in said
 
 
+@pytest.mark.parametrize(("status", "advice"), [("413 Too Large", "allow 128 MB"), ("504 Timeout", "behind it")])
+def test_what_a_proxy_before_the_server_refuses_is_said(remote, status, advice):
+    with answering(f"HTTP/1.1 {status}\r\nContent-Length: 4\r\n\r\nhtml".encode()) as port:
+        said = sentence_of_failure(remote(port))
+    assert f"A proxy at 127.0.0.1:{port}" in said and advice in said
+
+
 def test_a_server_that_talks_nonsense_under_our_mark_is_a_sentence(remote):
     head = f"HTTP/1.1 200 OK\r\n{MARK}: 1\r\nContent-Length: 4\r\n\r\n"
     with answering(head.encode() + b"oops") as port:
