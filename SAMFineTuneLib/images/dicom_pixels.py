@@ -51,6 +51,7 @@ class Piece:
     padding: np.ndarray | None  # bool [row, column]
     mirror: float | None  # for MONOCHROME1: shown value = mirror − stored value
     signed: bool = False  # whether stored values have a sign
+    longer: bool = False  # whether the file holds a row or more behind the pixels that its header states
 
 
 def read_frames(frames: Sequence[Frame]) -> tuple[dict[int, Piece], dict[Path, UserError]]:
@@ -136,8 +137,9 @@ def _read_file(path: Path, frames: Sequence[Frame]) -> list[Piece]:
                 raise UserError(f"“{path.name}” holds no pixels: it is cut off or not an image; copy it again.")
             kind = text(_syntax(dataset).name)
             _complete(dataset)
+            longer = _is_longer(dataset)
             stored = _decode(dataset, [frame.number - 1 for frame in frames])
-            return [_piece(dataset, values, frame) for values, frame in zip(stored, frames, strict=True)]
+            return [_piece(dataset, values, frame, longer) for values, frame in zip(stored, frames, strict=True)]
     except (UserError, MemoryError):
         raise
     except Exception as error:  # decoders raise errors of many kinds on damaged data
@@ -174,6 +176,41 @@ def _syntax(dataset: Dataset) -> UID:
         return known
     implicit, little = dataset.original_encoding  # files without a meta header
     return ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+
+
+def _is_longer(dataset: Dataset) -> bool:
+    """Whether uncompressed pixels go on for a row or more after the stated ones; UserError for a frame or more."""
+    if _syntax(dataset).is_encapsulated:
+        return False
+    row = int(dataset.Columns) * int(dataset.SamplesPerPixel) * int(dataset.BitsAllocated) / 8
+    frame = int(dataset.Rows) * row
+    content = next(dataset[name].value for name in _PIXELS if name in dataset)
+    there, stated = len(content), int(dataset.NumberOfFrames or 1) * frame
+    beyond = there - stated
+    if beyond >= frame > 0:
+        raise UserError(
+            f"This DICOM image holds {there} bytes of pixels, but its header states {stated:.0f} (Rows, Columns, "
+            "BitsAllocated, NumberOfFrames); export it again."
+        )
+    return beyond >= row > 0 and any(content[int(stated) :])  # not padding
+
+
+def _require_size(encoded: bytes, rows: int, columns: int) -> None:
+    """Raise UserError if a compressed JPEG or JPEG-LS picture has another size than the header states: GDCM would cut
+    it off, or begin its rows in wrong places.
+    """
+    at = 2
+    while encoded[:2] == b"\xff\xd8" and at + 9 <= len(encoded) and encoded[at] == 0xFF:
+        marker = encoded[at + 1]
+        if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
+            own = int.from_bytes(encoded[at + 5 : at + 7], "big"), int.from_bytes(encoded[at + 7 : at + 9], "big")
+            if own[0] and own != (rows, columns):  # without a height it follows the picture
+                raise UserError(
+                    f"The compressed picture in this DICOM image has {own[1]} × {own[0]} pixels, but its header states "
+                    f"{columns} × {rows}; export it again."
+                )
+            return
+        at += 1 if marker == 0xFF else 2 + int.from_bytes(encoded[at + 2 : at + 4], "big")
 
 
 def _decode(dataset: Dataset, frames: Sequence[int]) -> np.ndarray:
@@ -215,6 +252,8 @@ def _decode_with_gdcm(dataset: Dataset, syntax: UID, frames: Sequence[int]) -> n
     count = int(dataset.get("NumberOfFrames") or 1)
     tables = [table for name in _OFFSETS if isinstance(table := read_value(dataset, name), bytes)]
     encoded = encoded_frames(dataset.PixelData, count, tuple(tables) if len(tables) == 2 else None)
+    for n in frames:
+        _require_size(encoded[n], int(dataset.Rows), int(dataset.Columns))
     plain = Dataset()
     plain.file_meta = FileMetaDataset()
     plain.file_meta.TransferSyntaxUID = syntax
@@ -237,7 +276,7 @@ def _decode_with_gdcm(dataset: Dataset, syntax: UID, frames: Sequence[int]) -> n
     return values.reshape(len(frames), int(dataset.Rows), int(dataset.Columns), *channels)
 
 
-def _piece(dataset: Dataset, stored: np.ndarray, frame: Frame) -> Piece:
+def _piece(dataset: Dataset, stored: np.ndarray, frame: Frame, longer: bool) -> Piece:
     padding = _padding(dataset, stored)
     slope, intercept, mirror = 1.0, 0.0, None
     values = _looked_up(stored, dataset) if "ModalityLUTSequence" in dataset else None
@@ -249,7 +288,7 @@ def _piece(dataset: Dataset, stored: np.ndarray, frame: Frame) -> Piece:
         slope, intercept = -slope, mirror - intercept
     if padding is not None and not padding.any():
         padding = None
-    return Piece(_rescaled(values, slope, intercept), padding, mirror, bool(dataset.PixelRepresentation))
+    return Piece(_rescaled(values, slope, intercept), padding, mirror, bool(dataset.PixelRepresentation), longer)
 
 
 def _padding(dataset: Dataset, stored: np.ndarray) -> np.ndarray | None:

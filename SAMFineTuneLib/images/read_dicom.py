@@ -347,6 +347,11 @@ def _volume(series: _Series, unreadable: Sequence[UnreadableFile] = ()) -> Volum
             f"{signed} of {len(stack.sources)} images hold numbers with a sign and the others without "
             "(PixelRepresentation), so that grey values may differ from slice to slice; check them."
         )
+    if longer := sum(pieces[id(frame)].longer for frame in stack.sources):
+        notes.append(
+            f"{longer} of {len(stack.sources)} images hold more pixels than their headers state (Rows, Columns); the "
+            "rest is left out, so check that the picture is whole."
+        )
     return Volume(
         array,
         stack.affine,

@@ -42,6 +42,8 @@ _HEADER = np.dtype({
 _VOXELS_FROM = 352  # byte from which on a NIfTI-1 file may hold voxels
 _FLOATS = {16: "f4", 64: "f8"}  # NIfTI's numbers of types
 _SIZES = {2: 1, 4: 2, 8: 4, 16: 4, 64: 8, 256: 1, 512: 2, 768: 4, 1024: 8, 1280: 8}  # bytes of types of grey voxels
+_NOT_GREY = (32, 128, 1792, 2304)  # types of complex numbers and colours, which ITK reads
+_GZIP = b"\x1f\x8b"  # how a gzip stream begins
 _UNITS = {1: (1000.0, "metres"), 3: (0.001, "micrometres")}  # of lengths, in mm
 
 
@@ -240,6 +242,18 @@ def _matrices(header: np.void, unit: float) -> dict[str, np.ndarray]:
     return found
 
 
+def _require_ending(path: Path, gzipped: bool) -> None:
+    """Raise UserError for a NIfTI file that is compressed although its ending says otherwise, or the other way round.
+    """
+    if not gzipped:
+        raise UserError(f"“{path.name}” is compressed with gzip, unlike its ending; rename it to “{path.name}.gz”.")
+    with open(path, "rb") as file:
+        size = file.read(4)
+    if _HEADER.itemsize in (int.from_bytes(size, "little"), int.from_bytes(size, "big")):
+        raise UserError(f"“{path.name}” is not compressed, unlike its ending; rename it to “{path.name[:-3]}”.")
+    raise _unreadable(path)
+
+
 def _scan_nifti(path: Path) -> tuple[np.void, np.ndarray, tuple[str, ...]]:
     """The header of a NIfTI file, the indices of its voxels, in their order, that are not finite, and sentences about
     gaps in its header.
@@ -248,23 +262,35 @@ def _scan_nifti(path: Path) -> tuple[np.void, np.ndarray, tuple[str, ...]]:
     """
     no_numbers = np.empty(0, int)
     try:
-        with gzip.open(path) if path.name.lower().endswith(".gz") else open(path, "rb") as file:
+        gzipped = path.name.lower().endswith(".gz")
+        with open(path, "rb") as file:
+            if (file.read(len(_GZIP)) == _GZIP) != gzipped:
+                _require_ending(path, gzipped)
+        with gzip.open(path) if gzipped else open(path, "rb") as file:
             data = file.read()
         orders = {order: np.frombuffer(data, _HEADER.newbyteorder(order), 1)[0] for order in "<>"}
         order = next((order for order, header in orders.items() if header["size"] == _HEADER.itemsize), None)
         if order is None:
-            raise UserError(f"“{path.name}” is not a NIfTI-1 file, and NIfTI-2 is not supported; save it as NIfTI-1.")
+            if data[4:7] == b"n+2" or data[4:7] == b"ni2":
+                raise UserError(f"“{path.name}” is a NIfTI-2 file, which is not supported; save it as NIfTI-1.")
+            raise _unreadable(path)
         header = orders[order]
         if header["magic"][:3] not in (b"n+1", b"ni1"):
             raise UserError(
                 f"“{path.name}” lacks the mark of NIfTI (magic), as Analyze files do, which do not say where they lie; "
                 "save it as NIfTI-1."
             )
+        kind = int(header["datatype"])
+        if kind not in (*_SIZES, *_NOT_GREY):
+            raise UserError(
+                f"“{path.name}” holds voxels of a type that is not supported (datatype {kind}); save them as whole "
+                "numbers or as 32-bit or 64-bit floats."
+            )
         if header["magic"].startswith(b"ni1"):  # voxels in an .img file beside the header
             return header, no_numbers, ()
         rank, *lengths = header["dim"].tolist()
         start = max(_HEADER.itemsize, int(header["offset"]))  # as ITK reads it, also the next two lines
-        size = _SIZES.get(int(header["datatype"]), int(header["bits"]) // 8)
+        size = _SIZES.get(kind, int(header["bits"]) // 8)
         lengths = [max(1, length) for length in lengths[: max(0, rank)]]
         slice_, voxels = math.prod(lengths[:2]) * size, math.prod(lengths) * size
     except (PermissionError, UserError):
@@ -281,8 +307,8 @@ def _scan_nifti(path: Path) -> tuple[np.void, np.ndarray, tuple[str, ...]]:
     notes = ()
     if len(data) >= start + voxels + slice_ > start:
         notes = (longer(path, lengths),)
-    if kind := _FLOATS.get(int(header["datatype"])):
-        kind = np.dtype(order + kind)
-        values = np.frombuffer(data, kind, (len(data) - start) // kind.itemsize, start)
+    if float_ := _FLOATS.get(kind):
+        dtype = np.dtype(order + float_)
+        values = np.frombuffer(data, dtype, (len(data) - start) // dtype.itemsize, start)
         no_numbers = np.flatnonzero(~np.isfinite(values))
     return header, no_numbers, notes

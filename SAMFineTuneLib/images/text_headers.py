@@ -22,6 +22,7 @@ _GZIP = b"\x1f\x8b"  # how a gzip stream begins; several may follow each other
 _PIECE = 1 << 20  # bytes
 _SAME_FILE = ("", "LOCAL")
 _BYTES = {"CHAR": 1, "SHORT": 2, "INT": 4, "LONG": 4, "LONG_LONG": 8, "FLOAT": 4, "DOUBLE": 8}  # MetaImage's types
+_ENCODINGS = ("raw", "gzip", "gz", "ascii", "text", "txt", "hex")  # of NRRD, those that ITK can read
 _NRRD_WORDS = {"char": 1, "short": 2, "long long": 8, "int": 4, "float": 4, "double": 8}  # in the names of NRRD's types
 _IN_THE_BODY = ("left", "right", "lps", "ras", "las")  # how NRRD's names of spaces of patients begin
 _MILLIMETRES = ("", "mm", "millimeter", "millimeters", "millimetre", "millimetres", "?", "??", "???", "none")
@@ -43,6 +44,7 @@ def check_text_header(path: Path) -> tuple[str, ...]:
     with open(path, "rb") as file:
         header = _header(file)
         name = next((header[key] for key in ("data file", "datafile", "ElementDataFile") if key in header), "")
+        _require_known_voxels(path, header)
         _require_voxels(path, name, header, file)
         gzipped = header.get("encoding", "").lower() in ("gzip", "gz")
         deflated = header.get("CompressedData", "").startswith(("T", "t", "1"))
@@ -91,12 +93,14 @@ def check_text_header(path: Path) -> tuple[str, ...]:
 def _header(file: BinaryIO) -> dict[str, str]:
     """The fields of a header; the file is left where its voxels begin."""
     fields: dict[str, str] = {}
+    nrrd = file.read(4) == b"NRRD"  # whose readers ignore case
+    file.seek(0)
     for line in file:
         text = line.decode("latin-1").strip()
         if not text:  # NRRD's end
             break
         key, _, value = text.partition(":" if ":" in text.partition("=")[0] else "=")
-        fields[key.strip()] = value.strip()
+        fields[key.strip().lower() if nrrd else key.strip()] = value.strip()
         if key.strip() == "ElementDataFile":  # MetaImage's end
             break
     return fields
@@ -106,6 +110,24 @@ def longer(path: Path, lengths: Sequence[int]) -> str:
     """The sentence about a file with more voxels than the lengths of its sides."""
     sides = " × ".join(map(str, lengths))
     return f"“{path.name}” is longer than the {sides} voxels that its header states; the rest is left out."
+
+
+def _require_known_voxels(path: Path, header: Mapping[str, str]) -> None:
+    """Raise UserError for an encoding or a type of voxels that ITK cannot read."""
+    encoding = header.get("encoding", "raw")
+    kind = header.get("ElementType", "MET_SHORT")
+    if encoding.lower() not in _ENCODINGS:
+        problem = f"in the encoding “{encoding}”"
+    elif kind.removeprefix("MET_").removeprefix("U").removesuffix("_ARRAY") not in _BYTES:
+        problem = f"of the type “{kind}”"
+    elif "type" in header and not _nrrd_bytes(header["type"]):
+        problem = f"of the type “{header['type']}”"
+    else:
+        return
+    raise UserError(
+        f"“{path.name}” holds voxels {problem}, which is not supported; save it as 16-bit numbers, uncompressed or with "
+        "gzip."
+    )
 
 
 def _left_out(path: Path, name: str, header: Mapping[str, str], file: BinaryIO) -> str:
@@ -119,6 +141,10 @@ def _left_out(path: Path, name: str, header: Mapping[str, str], file: BinaryIO) 
         return ""
     there = path.stat().st_size - file.tell() if own else (path.parent / name).stat().st_size
     slice_ = math.prod(lengths[:-1]) * size
+    if there < slice_ * lengths[-1]:
+        raise UserError(
+            f"“{path.name}” is cut off ({there} of {slice_ * lengths[-1]} bytes of voxels); copy or export it again."
+        )
     return longer(path, lengths) if there - slice_ * lengths[-1] >= slice_ > 0 else ""
 
 

@@ -347,6 +347,34 @@ def test_a_file_cut_off_in_its_pixels_is_left_out_and_said_with_its_place(tmp_pa
         read_volume(victim)
 
 
+@pytest.mark.parametrize(("beyond", "said"), [(b"xx", False), (bytes(80), False), (b"xx" * 40, True)])
+def test_rows_of_pixels_that_the_header_does_not_state_are_said(tmp_path, beyond, said):
+    stored = smooth("u2", 0, 4000)
+    write_series(tmp_path, stored, PixelData=lambda k: stored[k].tobytes() + beyond * (k == 1))
+    volume = read_volume(tmp_path)
+    assert np.array_equal(volume.array, stored)
+    assert [text.startswith("1 of 3 images hold more pixels") for text in volume.warnings] == [True] * said
+
+
+def test_a_frame_that_the_header_does_not_state_is_refused(tmp_path):
+    stored = smooth("u2", 0, 4000)
+    write_series(tmp_path, stored, PixelData=lambda k: 2 * stored[k].tobytes())
+    with pytest.raises(UserError, match="holds 7680 bytes of pixels, but its header states 3840"):
+        read_volume(tmp_path)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(24, 40), (40, 48), (60, 40)])
+def test_a_compressed_picture_of_another_size_than_stated_is_refused(tmp_path, rows, columns):
+    dataset = image_dataset(smooth("u2", 0, 4000)[0])
+    try:
+        dataset.compress(JPEGLSLossless, generate_instance_uid=False)
+    except RuntimeError as error:
+        pytest.skip(str(error))
+    dataset.Rows, dataset.Columns = rows, columns
+    with pytest.raises(UserError, match=f"has 40 × 48 pixels, but its header states {columns} × {rows}"):
+        read_volume(save(dataset, tmp_path / "a.dcm"))
+
+
 def test_files_without_pixels_are_named(tmp_path):
     write_series(tmp_path, smooth("u2", 0, 4000), shuffle=False, PixelData=None)
     with pytest.raises(UserError, match="“000”.*cut off"):

@@ -524,7 +524,7 @@ def test_compressed_voxels_that_are_damaged_anywhere_are_refused(tmp_path, endin
         damaged = bytearray(whole)
         damaged[place] ^= 4
         voxels_in.write_bytes(damaged)
-        refused(path, "damaged|not a NIfTI-1")
+        refused(path, "damaged|unlike its ending|type that is not supported")
 
 
 @pytest.mark.parametrize(
@@ -536,14 +536,53 @@ def test_empty_missing_and_wrong_files_are_refused(tmp_path, ending):
     path.write_bytes(b"")
     refused(path, "is empty")
     path.write_bytes(b"this is not an image, whatever its name says " * 20)
-    refused(path, "not what its ending|not an image that can be|without an image|NIfTI-1")
+    refused(path, "not what its ending|not an image that can be|without an image")
     path.write_bytes(bytes(range(256)) * 4)
-    refused(path, "not what its ending|not an image that can be|without an image|NIfTI-1")
+    refused(path, "not what its ending|not an image that can be|without an image")
 
 
 def test_gzip_that_is_no_nifti_is_refused(tmp_path):
     (tmp_path / "a.nii.gz").write_bytes(gzip.compress(b"hello" * 300))
-    refused(tmp_path / "a.nii.gz", "not a NIfTI-1")
+    refused(tmp_path / "a.nii.gz", "not what its ending says")
+
+
+def test_nifti_files_that_are_not_called_damaged(tmp_path):
+    whole = save_nifti(tmp_path / "a.nii", voxels(), oblique()).read_bytes()
+    (tmp_path / "plain.nii.gz").write_bytes(whole)
+    refused(tmp_path / "plain.nii.gz", "not compressed, unlike its ending; rename it to “plain.nii”")
+    (tmp_path / "packed.nii").write_bytes(gzip.compress(whole))
+    refused(tmp_path / "packed.nii", "compressed with gzip, unlike its ending; rename it to “packed.nii.gz”")
+    nibabel.save(nibabel.Nifti2Image(voxels().T, oblique()), tmp_path / "b.nii")
+    refused(tmp_path / "b.nii", "NIfTI-2 file, which is not supported")
+    for kind in (0, 1, 1536):  # unknown, bits, 128-bit floats
+        (tmp_path / "a.nii").write_bytes(whole[:70] + kind.to_bytes(2, "little") + whole[72:])
+        refused(tmp_path / "a.nii", rf"type that is not supported \(datatype {kind}\)")
+
+
+@pytest.mark.parametrize(
+    ("ending", "before", "now", "said"),
+    [
+        (".nrrd", b"encoding: raw", b"encoding: bzip2", "in the encoding “bzip2”, which is not supported"),
+        (".nrrd", b"encoding: raw", b"Encoding: ZRL", "in the encoding “ZRL”, which is not supported"),
+        (".nrrd", b"type: short", b"type: block", "of the type “block”, which is not supported"),
+        (".mha", b"MET_SHORT", b"MET_HALF", "of the type “MET_HALF”, which is not supported"),
+    ],
+)
+def test_voxels_that_itk_cannot_read_are_not_called_damaged(tmp_path, ending, before, now, said):
+    path = tmp_path / f"a{ending}"
+    sitk.WriteImage(sitk_image(voxels(), oblique()), str(path))
+    whole = path.read_bytes()
+    assert before in whole
+    path.write_bytes(whole.replace(before, now))
+    refused(path, said)
+
+
+def test_the_fields_of_a_nrrd_may_be_in_capitals(tmp_path):
+    path = tmp_path / "a.nrrd"
+    sitk.WriteImage(sitk_image(voxels(), oblique()), str(path), useCompression=True)
+    path.write_bytes(path.read_bytes().replace(b"\nencoding:", b"\nEncoding:").replace(b"\nspace", b"\nSpace"))
+    volume = read_volume(path)
+    assert np.array_equal(volume.array, voxels()) and volume.warnings == ()
 
 
 @pytest.mark.parametrize("compressed", [False, True])
