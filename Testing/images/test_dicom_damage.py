@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
+from closed_folders import close_to_all
 from dicom_samples import save, write_series
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -164,15 +165,7 @@ def test_files_none_of_which_may_be_read_name_the_reason(tmp_path, forbid):
 
 def test_a_folder_that_may_not_be_looked_into_is_said(tmp_path, monkeypatch):
     write_series(tmp_path / "images", stored(), shuffle=False)
-    (tmp_path / "closed").mkdir()
-    real = os.scandir
-
-    def scanning(path):
-        if Path(path).name == "closed":
-            raise PermissionError(13, "Permission denied", str(path))
-        return real(path)
-
-    monkeypatch.setattr(os, "scandir", scanning)
+    close_to_all(monkeypatch, tmp_path / "closed")
     volume = read_volume(tmp_path)
     assert np.array_equal(volume.array, stored())
     assert volume.warnings == ("“closed” was left out: it may not be looked into (you lack the permission).",)

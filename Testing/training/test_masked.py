@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -12,6 +9,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("scipy")
 
 from case_files import case_folder  # noqa: E402
+from closed_folders import close_to_all  # noqa: E402
 
 from SAMFineTuneLib.errors import UserError  # noqa: E402
 from SAMFineTuneLib.images import body_phantom, write_dicom_series  # noqa: E402
@@ -98,15 +96,7 @@ def test_volumes_are_found_in_files_and_dicom_folders(volumes, tmp_path):
 
 
 def test_folders_that_may_not_be_looked_into_are_said(volumes, monkeypatch):
-    (volumes / "closed").mkdir()
-    real = os.scandir
-
-    def scanning(path):
-        if Path(path).name == "closed":
-            raise PermissionError(13, "Permission denied", str(path))
-        return real(path)
-
-    monkeypatch.setattr(os, "scandir", scanning)
+    close_to_all(monkeypatch, volumes / "closed")
     told = []
     assert [path.name for path in masked.find_volumes(volumes, told.append)] == ["a.nii.gz", "b.nii.gz"]
     assert told == ["“closed” was left out: it may not be looked into (you lack the permission)."]
