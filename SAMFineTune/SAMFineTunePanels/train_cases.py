@@ -21,8 +21,12 @@ from .qt_helpers import (
     write_setting,
 )
 
-FROM_SCENE, FROM_FOLDER = "scene", "folder"
-SOURCES = ((FROM_SCENE, _("From this scene")), (FROM_FOLDER, _("From a folder or list")))
+FROM_SCENE, FROM_FOLDER, FROM_LIST = "scene", "folder", "list"
+SOURCES = (
+    (FROM_SCENE, _("From this scene")),
+    (FROM_FOLDER, _("From a folder")),
+    (FROM_LIST, _("From a list (.csv)")),
+)  # a folder and a list apart, because Slicer's button beside a path opens a dialog for either folders or files
 NOTHING_THERE = _("No segmentation in the scene holds anything yet: load annotated volumes, or choose a folder.")
 _CASES_SHOWN, _LABELS_SHOWN = (3, 8), (2, 6)  # rows: at least, at most
 _LEFT_OUT = "TrainLeftOut"  # role of segmentations that are not learned from
@@ -39,7 +43,6 @@ class TrainCases:
         self._unlearned = set()  # labels that are not ticked
         self._labels = []  # (as shown, as the training takes it)
         fill_menu(ui.sourceSelector, SOURCES)
-        ui.folderEdit.filters = ctk.ctkPathLineEdit.Dirs | ctk.ctkPathLineEdit.Files
         ui.folderEdit.currentPath = read_setting("TrainFolder")
         self._table = TextTable(ui.casesTable, (0, 1), *_CASES_SHOWN)
         self._connections = Connections(
@@ -61,8 +64,12 @@ class TrainCases:
         return chosen_in(self.ui.sourceSelector) == FROM_SCENE
 
     @property
+    def _from_list(self):
+        return chosen_in(self.ui.sourceSelector) == FROM_LIST
+
+    @property
     def folder(self):
-        """Where cases are read from; empty when they are the scene's."""
+        """The folder or list that cases are read from; empty when they are the scene's."""
         return "" if self.from_scene else self.ui.folderEdit.currentPath.strip()
 
     @property
@@ -89,7 +96,11 @@ class TrainCases:
         if self.from_scene and not self.chosen:
             raise UserError(_("No case is ticked: load volumes with segmentations, and tick those to learn from."))
         if not self.from_scene and not self.folder:
-            raise UserError(_("No folder is chosen: choose one with images/ and labels/."))
+            raise UserError(
+                _("No list is chosen: choose a .csv file of image,label,patient.")
+                if self._from_list
+                else _("No folder is chosen: choose one with images/ and labels/.")
+            )
         if self._labels and not self.titles:
             raise UserError(_("No label is ticked; tick those to learn."))
 
@@ -157,9 +168,10 @@ class TrainCases:
     def _source_chosen(self, index):
         self.ui.casesTable.setVisible(self.from_scene)
         self.ui.folderEdit.setVisible(not self.from_scene)
+        self.ui.folderEdit.filters = ctk.ctkPathLineEdit.Files if self._from_list else ctk.ctkPathLineEdit.Dirs
         self._seen = None
         self._set_labels([])
-        set_text(self.ui.checkLabel, "" if self.from_scene else _("Check cases lists the labels in the folder."))
+        set_text(self.ui.checkLabel, "" if self.from_scene else _("Check cases lists the labels that are there."))
 
     def _folder_chosen(self, path):
         write_setting("TrainFolder", path)

@@ -192,6 +192,20 @@ def test_cases_are_checked_with_sentences(work, tmp_path):
     assert not (Path(os.environ["SAMFINETUNE_HOME"]) / "trainings" / "label-1-quick").exists()
 
 
+def test_the_button_beside_the_path_asks_for_what_is_wanted(work, monkeypatch):
+    """Slicer's opens a dialog for files where both are, in which no folder can be chosen."""
+    ui = work.train.ui
+    monkeypatch.setattr(qt.QFileDialog, "getOpenFileName", lambda *_: ("/cases.csv", ""))
+    monkeypatch.setattr(qt.QFileDialog, "getExistingDirectory", lambda *_: "/cases")
+    for source, path in (("folder", "/cases"), ("list", "/cases.csv")):
+        ui.sourceSelector.setCurrentIndex(ui.sourceSelector.findData(source))
+        ui.folderEdit.browse()
+        assert work.train.cases.folder == path
+    ui.folderEdit.currentPath = ""
+    ui.startButton.click()
+    assert "No list is chosen" in work.desktop.messages()[-1]
+
+
 def test_what_belongs_to_the_scene_is_saved_with_it(work, tmp_path):
     train = work.train
     train.ui.presetSelector.setCurrentIndex(1)
