@@ -62,13 +62,31 @@ class SAMFineTune(ScriptedLoadableModule):
         parent.acknowledgementText = _(
             "Segment Anything is by Kirillov et al., ICCV 2023. Please cite it, and the paper of the model you use."
         )
-        slicer.app.connect("startupCompleted()", _register_sample_data)
+        slicer.app.connect("startupCompleted()", _slicer_has_started)
 
 
-def _register_sample_data():
+def _slicer_has_started():
     from SAMFineTunePanels import sample_data
 
     sample_data.register()
+    slicer.mrmlScene.AddObserver(slicer.vtkMRMLScene.EndImportEvent, _end_stored_place_mode)
+
+
+def _end_stored_place_mode(scene, event):
+    """Give the mouse back after a scene was loaded that was saved while prompts were being placed.
+
+    Scenes hold Slicer's place mode, too. Without the panel, which chooses its tool anew, the next click would place a
+    prompt, or a point of a list that nobody asked for.
+    """
+    interaction = scene.GetSingletonNode("Singleton", "vtkMRMLInteractionNode")
+    selection = scene.GetSingletonNode("Singleton", "vtkMRMLSelectionNode")
+    if None in (interaction, selection) or interaction.GetCurrentInteractionMode() != interaction.Place:
+        return
+    into = scene.GetNodeByID(selection.GetActivePlaceNodeID() or "")
+    was_used = scene.GetSingletonNode("SAMFineTune", "vtkMRMLScriptedModuleNode") is not None
+    if was_used if into is None else into.GetAttribute("SAMFineTune.kind"):
+        interaction.SetCurrentInteractionMode(interaction.ViewTransform)
+        selection.SetActivePlaceNodeID(None)
 
 
 def _trainings():

@@ -108,7 +108,7 @@ class Panel(slicer.util.VTKObservationMixin):
             (slicer.vtkMRMLScene.StartImportEvent, self._scene_starts_importing),
             (slicer.vtkMRMLScene.EndImportEvent, self._scene_imported),
             (slicer.vtkMRMLScene.NodeAddedEvent, self._node_added),
-            # Before and after the selectors are notified.
+            # Before and after the selectors are notified; they observe the scene longer than the panel does.
             (slicer.vtkMRMLScene.NodeAboutToBeRemovedEvent, self._node_goes),
             (slicer.vtkMRMLScene.NodeRemovedEvent, self._node_is_gone),
         ):
@@ -216,6 +216,7 @@ class Panel(slicer.util.VTKObservationMixin):
     # ---- the scene
 
     def _scene_starts_closing(self, caller, event):
+        self.input.rebuilding = True
         self.status.dismiss()
         self.prompts.rest()
         self.cohort.scene_closes()
@@ -225,16 +226,19 @@ class Panel(slicer.util.VTKObservationMixin):
         self.input.declined = False
 
     def _scene_closed(self, caller, event):
+        self.input.rebuilding = False
         if self.shown:  # Slicer does not call enter() again
             self.host.enter()
             self._begin()
 
     def _scene_starts_importing(self, caller, event):
         self._loading = True
+        self.input.rebuilding = True
         self.prompts.rest()
 
     def _scene_imported(self, caller, event):
         self._loading = False
+        self.input.rebuilding = False
         self.train.show_stored()
         if self.shown:
             self._begin()

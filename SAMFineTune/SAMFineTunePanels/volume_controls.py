@@ -21,19 +21,20 @@ class VolumeControls:
         self.declined = False  # whether the user has chosen to have no volume
         self._look_after = 0.0
         self.removing = 0  # nodes that the scene is removing at the moment, one because of another
+        self.rebuilding = False  # whether the scene is being loaded or closed
         for selector, choose in (
             (ui.volumeSelector, self.choose_volume), (ui.segmentationSelector, self._segmentation_chosen)
         ):  # fmt: skip
-            host.connect(*((selector, signal, self._unless_removing(choose)) for signal in _CHOSEN))
+            host.connect(*((selector, signal, self._if_chosen(choose)) for signal in _CHOSEN))
         host.connect((ui.alignButton, "clicked()", self.align_views))
         host.listen("Turn", self._refresh)
         host.listen("SessionStarted", lambda session: self.show_session())
 
-    def _unless_removing(self, choose):
-        """Wrap a handler of the selectors: when a node is removed they move to a neighbour, which the user has not
-        chosen.
+    def _if_chosen(self, choose):
+        """Wrap a handler of the selectors. When a node is removed they move to a neighbour, and when a scene is loaded
+        or closed to none: the user has not chosen that.
         """
-        return lambda node: None if self.removing else choose(node)
+        return lambda node: None if self.removing or self.rebuilding else choose(node)
 
     @property
     def volume_node(self):

@@ -215,6 +215,47 @@ def test_the_chosen_tool_stays_until_it_is_put_away(work, tool):
     assert prompts.tool is None  # put away
 
 
+@pytest.mark.parametrize("clicked_before", [True, False])
+def test_a_loaded_scene_does_not_place_prompts_without_the_panel(work, tmp_path, clicked_before):
+    """Scenes hold Slicer's place mode, in which they were saved."""
+    from SAMFineTune import _slicer_has_started
+
+    desktop, scene = work.desktop, work.desktop.scene
+    if clicked_before:
+        clicked(work)
+        work.rest()
+    interaction = scene.GetFirstNodeByClass("vtkMRMLInteractionNode")
+    assert interaction.GetCurrentInteractionMode() == interaction.Place
+    desktop.save(tmp_path / "scene.mrb")
+    _slicer_has_started()
+    desktop.select("Data")
+    scene.Clear(False)
+    desktop.load(tmp_path / "scene.mrb")
+    desktop.pass_time(0.3)
+    assert interaction.GetCurrentInteractionMode() != interaction.Place
+    desktop.open()
+    desktop.wait(lambda: work.panel.prompts.tool == "positive", 5)
+    assert interaction.GetCurrentInteractionMode() == interaction.Place
+
+
+def test_a_scene_that_is_added_does_not_take_the_volume_away(work, tmp_path, slicer_scene):
+    """Slicer's selectors choose nothing when a scene is added to the present one."""
+    slicer_scene.add_volume(work.volume, "of a colleague")
+    slicer_scene.scene.WriteToMRB(str(tmp_path / "colleague.mrb"), None)
+    clicked(work)
+    work.rest()
+    kept, ended = work.voxels(), []
+    work.panel.host.listen("VolumeLeft", ended.append)
+    work.panel.propagate.propagate()
+    work.desktop.load(tmp_path / "colleague.mrb")
+    assert work.desktop.scene.GetNumberOfNodesByClass("vtkMRMLScalarVolumeNode") == 2
+    work.desktop.pass_time(0.3)
+    assert work.session.volume_node is work.node and work.panel.input.volume_node is work.node and not ended
+    work.rest()
+    assert (work.voxels() & kept).sum() == kept.sum() < work.voxels().sum()
+    assert work.panel.prompts.tool == "positive" and len(work.session.prompts) == 1
+
+
 def test_switching_volumes_and_back(work):
     clicked(work)
     work.rest()

@@ -106,9 +106,21 @@ class ctkPathLineEdit(QtWidgets.QWidget):
         row.setContentsMargins(0, 0, 0, 0)
         self._edit = QtWidgets.QLineEdit()
         row.addWidget(self._edit)
-        row.addWidget(QtWidgets.QToolButton())
+        button = QtWidgets.QToolButton()
+        button.clicked.connect(self.browse)
+        row.addWidget(button)
         self._edit.textChanged.connect(self.currentPathChanged)
         self._filters, self._names = 0, []
+
+    @Slot()
+    def browse(self):
+        """Ask for a file where files are among what is wanted, as CTK does; for a folder only where they are not."""
+        if self._filters & self.Files:
+            path, _ = QtWidgets.QFileDialog.getOpenFileName(self)
+        else:
+            path = QtWidgets.QFileDialog.getExistingDirectory(self)
+        if path:
+            self._edit.setText(path)
 
     currentPath = Property(str, lambda self: self._edit.property("text"), lambda self, path: self._edit.setText(path))
     filters = Property(int, lambda self: self._filters, lambda self, value: setattr(self, "_filters", value))
@@ -172,10 +184,12 @@ class qMRMLNodeComboBox(QtWidgets.QWidget):
             self._scene.RemoveObserver(tag)
         self._scene, self._tags = scene, []
         if scene is not None:
-            for event in (slicer.vtkMRMLScene.NodeAddedEvent, slicer.vtkMRMLScene.NodeRemovedEvent,
-                          slicer.vtkMRMLScene.EndBatchProcessEvent):
-                self._tags.append(scene.AddObserver(event, lambda *_: self._fill()))
-            self._tags.append(scene.AddObserver(slicer.vtkMRMLScene.NodeAboutToBeRemovedEvent, self._goes, -10.0))
+            events = slicer.vtkMRMLScene
+            for event in (events.NodeAddedEvent, events.NodeRemovedEvent, events.EndBatchProcessEvent):
+                self._tags.append(scene.AddObserver(event, lambda *_: self._follow()))
+            for event in (events.EndImportEvent, events.EndCloseEvent):
+                self._tags.append(scene.AddObserver(event, lambda *_: self._rebuild()))
+            self._tags.append(scene.AddObserver(events.NodeAboutToBeRemovedEvent, self._goes, -10.0))
         self._fill()
 
     @vtk.calldata_type(vtk.VTK_OBJECT)
@@ -195,6 +209,16 @@ class qMRMLNodeComboBox(QtWidgets.QWidget):
         nodes = [self._scene.GetNthNode(n) for n in range(self._scene.GetNumberOfNodes())]
         return [node for node in nodes if any(node.IsA(kind) for kind in self._options.get("nodeTypes", []))
                 and not any(node.IsA(kind) for kind in hidden) and not node.GetHideFromEditors()]
+
+    def _follow(self):
+        if not (self._scene.IsImporting() or self._scene.IsClosing()):
+            self._fill()
+
+    def _rebuild(self):
+        """Remove all rows and fill them again, which leaves the first one selected."""
+        self._combo.setCurrentIndex(0)
+        self._changed()
+        self._fill()
 
     def _fill(self):
         current = self._current
