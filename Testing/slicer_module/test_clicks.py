@@ -18,10 +18,13 @@ LIVER, KIDNEY = 1, 4
 class Work:
     """The panel over a phantom, and what a test wants to know of it."""
 
-    def __init__(self, desktop, **options):
+    def __init__(self, desktop, aligned=False, **options):
+        """Args: aligned: whether the views run along the slices of the volume."""
         self.desktop = desktop
         self.node, self.volume, self.labels = desktop.load_phantom(**options)
         self.panel = desktop.open()
+        if aligned:
+            self.panel.input.align_views()
 
     @property
     def session(self):
@@ -59,6 +62,26 @@ class Work:
     def click(self, name, ras):
         view = self.view(name, ras)
         view.click(view.xy_of(ras))
+
+    def box_round(self, value=KIDNEY):
+        """Draw a box round an organ on its middle slice, and wait for its mask."""
+        self.panel.prompts.choose("box")
+        ras = self.middle_of(value)
+        view = self.view("Red", ras)
+        places = np.argwhere(self.labels == value)
+        places = places[places[:, 0] == np.round(self.volume.ras_to_ijk(ras)[2])][:, ::-1]
+        low, high = places.min(axis=0) - (1, 1, 0), places.max(axis=0) + (1, 1, 0)
+        view.drag(view.xy_of(self.volume.ijk_to_ras(low)), view.xy_of(self.volume.ijk_to_ras(high)))
+        self.panel.prompts.choose(None)
+        self.wait_for_voxels()
+        self.rest()
+
+    def filled_slices(self):
+        return np.flatnonzero(self.voxels().any(axis=(1, 2)))
+
+    def segment_ids(self):
+        node = self.session.segmentation_node
+        return list(node.GetSegmentation().GetSegmentIDs()) if node is not None else []
 
     def wait_for_voxels(self):
         self.desktop.wait(lambda: self.voxels().any())
