@@ -216,6 +216,11 @@ class Host:
         waiting = self.worker_state in ("starting", "connecting", "uploading")
         return bool(self.jobs) or bool(self._answers) or self.task is not None or waiting
 
+    @property
+    def waited(self):
+        """Seconds that an answer to a prompt has been awaited; 0 while none is, or anything says how far it is."""
+        return 0.0 if self.session is None or self._waiting_since is None else time.monotonic() - self._waiting_since
+
     def turn(self):
         if self._pumping:  # a handler has opened a dialog, which runs the timer
             return

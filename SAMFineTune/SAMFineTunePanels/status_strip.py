@@ -20,6 +20,7 @@ from .qt_helpers import confirmed, load_ui, set_elided
 MOST_MESSAGES = 3
 MESSAGE_LINES = 3  # visible messages; more can be scrolled to
 NOTICE_SECONDS = 20.0
+_SLOW = 1.0  # s after which a prompt without an answer is said to be waited for
 _CANCELLING = _("Cancelling…")
 _ROOM = 14  # pixels that a button is higher than its text
 _TO_COME = object()  # the prompts that a message is about, before they are known
@@ -230,6 +231,8 @@ class StatusStrip:
         if jobs:
             busy = jobs[number]
             return busy.text + time_left(busy.seconds_left), busy.fraction, True
+        if self.host.waited > _SLOW:
+            return _("Waiting for the model: {count} s").format(count=int(self.host.waited)), None, False
         if self.host.training is not None:  # the Train tab has a Stop of its own, which can be resumed
             return *self.host.training, False
         return "", None, False

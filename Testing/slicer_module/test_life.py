@@ -141,6 +141,21 @@ def test_the_worker_rests_when_nobody_comes_back(work, monkeypatch):
     work.rest()
 
 
+def test_a_slow_answer_is_seen_to_be_awaited(work):
+    clicked(work)
+    work.rest()
+    label, bar = work.panel.status.ui.statusLabel, work.panel.status.ui.busyBar
+    (worker,) = work.desktop.processes()
+    worker.suspend()
+    work.panel.prompts.choose("negative")
+    work.click("Red", work.middle_of(KIDNEY))
+    work.desktop.wait(lambda: label.text == "Waiting for the model: 2 s", 20)
+    assert not bar.isHidden() and work.panel.status.ui.cancelButton.isHidden()
+    worker.resume()
+    work.rest()
+    work.desktop.wait(lambda: label.text.startswith("Ready") and bar.isHidden(), 5)
+
+
 def test_the_timer_rests_with_a_tool_in_hand_and_wakes_at_a_change(work):
     clicked(work)
     host = work.panel.host
