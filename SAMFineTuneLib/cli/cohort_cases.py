@@ -146,7 +146,7 @@ def _locate(args: argparse.Namespace) -> None:
     missing = sum(not _is_there(cohort, case) for case in cohort.state.cases)
     print(f"found       {found} of {counted(len(cohort.state.cases), 'case')}")
     if missing:
-        console.note(f"{missing} images are still missing; give their folder, too")
+        console.note(f"Still missing: {counted(missing, 'image')}; give their folder, too.")
     console.document(found=found, missing=missing)
 
 

@@ -93,7 +93,7 @@ def export(
             named = {str(value): name for value, name in state.labels.items()}
             write_text(building / "labels.json", json.dumps(named, indent=1, ensure_ascii=False))
         if form == "nnunet":
-            write_text(building / "dataset.json", json.dumps(_dataset(cohort, len(written)), indent=1))
+            write_text(building / "dataset.json", json.dumps(_dataset(cohort, list(written.values())), indent=1))
         about = {file: {"case": case.key, **sources[case.key]} for file, case in written.items()}
         content = {"software": f"SAMFineTune {__version__}", "labels": list(state.labels.values()), "cases": about}
         write_text(building / PROVENANCE, json.dumps(content, indent=1, ensure_ascii=False))
@@ -138,7 +138,13 @@ def _sources(cohort: Cohort) -> dict[str, dict[str, str]]:
 
 
 def _read(cohort: Cohort, case: CohortCase) -> tuple[Volume, np.ndarray]:
-    return read_volume(cohort.image(case)), read_labels(cohort.accepted_labels(case)).array
+    try:
+        volume = read_volume(cohort.image(case))
+    except DiskError:
+        raise
+    except UserError as error:
+        raise _LeftOut(str(error)) from error
+    return volume, read_labels(cohort.accepted_labels(case)).array
 
 
 def _write_nifti(cohort: Cohort, case: CohortCase, folder: Path, name: str, source: Mapping[str, str]) -> str:
@@ -158,13 +164,12 @@ def _write_nnunet(cohort: Cohort, case: CohortCase, folder: Path, name: str, sou
     return f"labelsTr/{name}.nii.gz"
 
 
-def _dataset(cohort: Cohort, count: int) -> dict:
+def _dataset(cohort: Cohort, written: Sequence[CohortCase]) -> dict:
     """nnU-Net's `dataset.json`; its labels are numbered without gaps."""
-    modalities = {read_volume(cohort.image(case)).modality for case in cohort.state.accepted[:1]}
     return {
-        "channel_names": {"0": next(iter(modalities)) or "image"},
+        "channel_names": {"0": read_volume(cohort.image(written[0])).modality or "image"},
         "labels": {"background": 0} | {name: n for n, name in enumerate(cohort.state.labels.values(), start=1)},
-        "numTraining": count,
+        "numTraining": len(written),
         "file_ending": ".nii.gz",
     }
 

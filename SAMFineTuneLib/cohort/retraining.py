@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -202,8 +203,9 @@ class _Run:
 
         state = self.cohort.state
         own, meaning = [state.case(key) for key in keys], Meaning(names=dict(state.labels))
-        return [
-            Case(one.key, self.cohort.image(one), self.work / LABELS / f"{one.key}.nii.gz", one.patient, meaning)
+        often = Counter(case.name for case in state.cases)
+        return [  # errors call them as the user does
+            Case(one.name if often[one.name] == 1 else one.image, self.cohort.image(one), self.work / LABELS / f"{one.key}.nii.gz", one.patient, meaning)
             for one in own
         ]
 
@@ -288,14 +290,14 @@ class _Run:
         adapter = read_adapter_folder(folder)
         cases, labels, found = self._cases(self.plan.compared), self.cohort.state.labels, {}
         predictor = open_predictor(base.path, adapter, self.device, disk_cache=False)
-        for done, case in enumerate(cases):
+        for done, (key, case) in enumerate(zip(self.plan.compared, cases, strict=True)):
             self._look()
             left = (self.parts - part) * self.pace.get("training", math.nan) + self._judging_left(part, done)
             whose = f"training {part} of {self.parts}" if part else "the adapter in use"
             self._tell("judging", f"Judging what {whose} proposes: case {done + 1} of {len(cases)}", part, done,
                        len(cases), left)  # fmt: skip
             begun = time.monotonic()
-            found[case.id] = dice_of_proposal(predictor, adapter.card.recipe, case, labels, self._look)
+            found[key] = dice_of_proposal(predictor, adapter.card.recipe, case, labels, self._look)
             self.pace["judging"] = time.monotonic() - begun
         write_text(file, json.dumps(found))
         return found

@@ -76,6 +76,16 @@ def test_dicom_seg_with_its_provenance(tmp_path):
     assert read_labels(files[0]).array.sum() == blob().sum()
 
 
+def test_a_case_whose_image_is_gone_or_damaged_is_left_out(tmp_path):
+    cohort, notes = small_cohort(tmp_path, 3, labelled=3), []
+    (tmp_path / "images" / "a.nii.gz").write_bytes(b"damaged")
+    (tmp_path / "images" / "b.nii.gz").unlink()
+    export(cohort, tmp_path / "out", "nnunet", tell=notes.append)
+    assert [path.name for path in (tmp_path / "out" / "imagesTr").iterdir()] == ["c_0000.nii.gz"]
+    assert json.loads((tmp_path / "out" / "dataset.json").read_text())["numTraining"] == 1
+    assert [note.split(":")[0] for note in notes] == ["a is left out", "b is left out"]
+
+
 def test_names_that_two_cases_share_get_their_keys(tmp_path):
     cohort = small_cohort(tmp_path / "x", 1, labelled=1)
     add_images(cohort, find_images(small_cohort(tmp_path / "y", 2).images))
