@@ -118,10 +118,11 @@ def _distances(cohort: Cohort, cases: Sequence[CohortCase], known: Sequence[Coho
     if len(sizes) != 1 or not near:
         return None
     scale = np.std([*found.values()], axis=0) + 1e-6
+    near = np.stack(near)
     distance = np.full(len(cases), np.nan)
     for place, case in enumerate(cases):
         if case.key in found:
-            distance[place] = min(np.linalg.norm((found[case.key] - other) / scale) for other in near)
+            distance[place] = np.linalg.norm((found[case.key] - near) / scale, axis=1).min()
     if np.isnan(distance).all():
         return None
     return np.where(np.isnan(distance), np.nanmedian(distance), distance)

@@ -119,18 +119,20 @@ class Cohort:
     @property
     def images(self) -> Path:
         """The folder that the images' paths start from."""
-        state = self.state
-        beside, full = state.images
-        places = [Path(os.path.normpath(self.folder.resolve() / beside))] if beside else []
-        places.append(Path(full))
-        images = [one.image for one in state.cases]
+        places, images = self._places(), [one.image for one in self.state.cases]
         return next((place for place in places if any(_exists(place / image) for image in images)), places[0])
+
+    def _places(self) -> list[Path]:
+        """The folders in which the images may be."""
+        beside, full = self.state.images
+        return [*([Path(os.path.normpath(self.folder.resolve() / beside))] if beside else []), Path(full)]
 
     def path(self, case: CohortCase) -> Path:
         """The path of a case's image, at least when it was last found."""
         name, added = Path(case.image).name, self.added(case.key)
         own = added.with_name(name) if name.startswith(case.key) else added / name
-        return own if _exists(own) else self.images / case.image
+        paths = [place / case.image for place in self._places()]
+        return next((path for path in (own, *paths) if _exists(path)), paths[0])
 
     def image(self, case: CohortCase) -> Path:
         """The image of a case; UserError when it is not there."""

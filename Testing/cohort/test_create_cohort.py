@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 
 import numpy as np
@@ -325,6 +326,15 @@ def test_a_cohort_moves_with_its_images_or_without_them(tmp_path):
     assert locate_images(alone, find_images(tmp_path / "there" / "images")) == 3
     assert all(alone.image(case).exists() for case in alone.state.cases)
     assert alone.state.case("a").state == "accepted"
+
+
+def test_a_gone_image_is_not_looked_for_once_for_every_case(tmp_path, monkeypatch):
+    cohort, asked = small_cohort(tmp_path, 12), []
+    shutil.rmtree(tmp_path / "images")
+    there = os.path.exists
+    monkeypatch.setattr(os.path, "exists", lambda path: asked.append(path) or there(path))
+    assert not any(cohort.path(case).exists() for case in cohort.state.cases)
+    assert 12 <= len(asked) <= 12 * 4, "on a drive in a network each takes a while"
 
 
 def test_a_cohort_without_its_images_beside_it_finds_them_where_they_were(tmp_path):
