@@ -125,8 +125,8 @@ def _require_known_voxels(path: Path, header: Mapping[str, str]) -> None:
     else:
         return
     raise UserError(
-        f"“{path.name}” holds voxels {problem}, which is not supported; save it as 16-bit numbers, uncompressed or with "
-        "gzip."
+        f"“{path.name}” holds voxels {problem}, which is not supported; save it as 16-bit numbers, uncompressed or "
+        "with gzip."
     )
 
 

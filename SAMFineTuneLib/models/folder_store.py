@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar, Generic, TypeVar
 
-from SAMFineTuneLib.disk_errors import DiskError
+from SAMFineTuneLib.disk_errors import DiskError, disk_error
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import remove_folder, staged_folder
 
@@ -92,12 +92,8 @@ class FolderStore(Generic[Item]):
         try:
             yield
         except (OSError, DiskError) as error:
-            cause = error.__cause__ or error
-            reason = getattr(cause, "strerror", None) or cause
-            raise UserError(
-                f"The {self.kind} folder {self.folder} cannot be changed ({reason}): "
-                f"check its permissions and free space, or set {self.variable} to another folder."
-            ) from error
+            refused = disk_error(error, self.folder) or f"{self.folder} cannot be changed ({error})."
+            raise UserError(f"{str(refused).rstrip('.')} ({self.variable} sets the folder of the {self.kind}).") from error
 
 
 def is_plain(name: str) -> bool:

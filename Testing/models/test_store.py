@@ -135,8 +135,17 @@ def test_an_add_that_fails_leaves_nothing(store, tmp_path):
 
 def test_a_store_that_cannot_be_made_is_one_sentence(store, weights, tmp_path):
     (tmp_path / "in the way").write_text("a file")
-    with pytest.raises(UserError, match="cannot be changed.*SAMFINETUNE_MODELS"):
+    with pytest.raises(UserError, match="part of its path is a file.*SAMFINETUNE_MODELS"):
         Store(tmp_path / "in the way" / "models").add(spec(), {"weights.pth": weights})
+
+
+def test_a_full_disk_is_named_whichever_library_writes(store):
+    def as_safetensors_does(target):
+        raise Exception("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    with pytest.raises(UserError, match="^The disk is full, .*SAMFINETUNE_MODELS") as refused:
+        store.add(spec(), {"weights.safetensors": as_safetensors_does})
+    assert "serializing" not in str(refused.value) and visible_and_hidden(store.folder) == []
 
 
 def test_a_damaged_model_does_not_hide_the_others_and_can_be_removed(store, weights):
