@@ -7,7 +7,7 @@ import slicer
 from slicer.i18n import tr as _
 
 from .qt_helpers import set_elided
-from .rubber_band import RubberBand
+from .rubber_band import RubberBand, SingleClicks
 from .shortcuts import KEYS, KeyShortcuts
 from .shown_views import drawing_views
 
@@ -144,7 +144,7 @@ class PromptTools:
             self.host.act(session.stop_placing)
         if self._clicks:
             self.host.act(session.start_placing, name)
-        elif name is not None:
+        if name is not None:
             self._start_band()
         for other, button in self.buttons.items():
             button.setChecked(other == name)
@@ -184,7 +184,12 @@ class PromptTools:
 
     def _start_band(self):
         self._stop_band()
-        self._band = RubberBand(drawing_views(), self.tools[self.tool].gesture, self._drawn, self._may_start)
+        gesture = self.tools[self.tool].gesture
+        self._band = (
+            SingleClicks(drawing_views())
+            if self._clicks
+            else RubberBand(drawing_views(), gesture, self._drawn, self._may_start)
+        )
 
     def _stop_band(self):
         band, self._band = self._band, None

@@ -1,4 +1,4 @@
-"""Boxes, strokes and loops drawn with the left button in slice views.
+"""The left button in slice views: boxes, strokes and loops are drawn with it, and a double click is one click.
 
 Slicer's own interaction keeps working: the events are taken from it only while something is being drawn.
 """
@@ -21,27 +21,16 @@ class DrawingView:
         self.redraw = view.scheduleRender
 
 
-class RubberBand:
-    """Lets the user draw in the views until it is closed. `shape` is "box", "stroke" or "loop".
+class _Mouse:
+    """Handles mouse events of views before Slicer does, which does not see those that a handler says are its own."""
 
-    `finished(slice_node, ras_points)` gets the two corners of a box, or the points of a line.
-    `may_start(view)` says whether a press draws; otherwise Slicer handles it.
-    """
+    drawing = False
 
-    def __init__(self, views, shape, finished, may_start):
-        self.shape = shape
-        self._finished = finished
-        self._may_start = may_start
+    def __init__(self, views, **handlers):
+        """Args: handlers: by the VTK event; each is called with the view and says whether the event is its own."""
         self._observed = []
-        self._view = None
-        self._points = []
-        self._actor = None
         for view in views:
-            for event, handler in (
-                ("LeftButtonPressEvent", self._press),
-                ("MouseMoveEvent", self._move),
-                ("LeftButtonReleaseEvent", self._release),
-            ):
+            for event, handler in handlers.items():
                 self._observe(view, event, handler)
 
     def _observe(self, view, event, handler):
@@ -56,6 +45,51 @@ class RubberBand:
         holder.append(view.interactor.AddObserver(event, called, PRIORITY))
         self._observed.append((view.interactor, holder[0]))
 
+    def close(self):
+        observed, self._observed = self._observed, []
+        for interactor, tag in observed:
+            interactor.RemoveObserver(tag)
+
+
+class SingleClicks(_Mouse):
+    """Ignores the second click of a double click, with which Slicer would end its place mode."""
+
+    def __init__(self, views):
+        self._ignored = False  # whether the button is down for the second time
+        super().__init__(
+            views,
+            LeftButtonPressEvent=lambda view: self._ignore(False),
+            LeftButtonDoubleClickEvent=lambda view: self._ignore(True),
+            LeftButtonReleaseEvent=lambda view: self._ignored,
+        )
+
+    def _ignore(self, ignored):
+        self._ignored = ignored
+        return ignored
+
+
+class RubberBand(_Mouse):
+    """Lets the user draw in the views until it is closed. `shape` is "box", "stroke" or "loop".
+
+    `finished(slice_node, ras_points)` gets the two corners of a box, or the points of a line.
+    `may_start(view)` says whether a press draws; otherwise Slicer handles it.
+    """
+
+    def __init__(self, views, shape, finished, may_start):
+        self.shape = shape
+        self._finished = finished
+        self._may_start = may_start
+        self._view = None
+        self._points = []
+        self._actor = None
+        super().__init__(
+            views,
+            LeftButtonPressEvent=self._press,
+            LeftButtonDoubleClickEvent=self._press,  # a quick second one; Slicer would enlarge the view
+            MouseMoveEvent=self._move,
+            LeftButtonReleaseEvent=self._release,
+        )
+
     @property
     def drawing(self):
         return self._view is not None
@@ -67,11 +101,9 @@ class RubberBand:
 
     def close(self):
         self.cancel()
-        observed, self._observed = self._observed, []
-        for interactor, tag in observed:
-            interactor.RemoveObserver(tag)
+        super().close()
 
-    # ---- the mouse; each returns whether the event is ours
+    # ---- the mouse
 
     def _press(self, view):
         interactor = view.interactor

@@ -208,6 +208,12 @@ class SliceView:
         self.press(xy)
         self.release(xy)
 
+    def double_click(self, xy) -> None:
+        """As Qt and VTK report it: the second press is not one."""
+        self.click(xy)
+        self._event(xy, "LeftButtonDoubleClickEvent")
+        self.release(xy)
+
     def drag(self, start, end, steps: int = 4) -> None:
         """Press at `start`, move in `steps` to `end`, release. What lies at `start` must be drawn already."""
         start, end = np.asarray(start, float), np.asarray(end, float)

@@ -375,6 +375,34 @@ def test_a_right_click_puts_the_tool_away(work):
     assert not work.button("positive").checked
 
 
+@pytest.mark.parametrize("tool", ["positive", "negative"])
+def test_a_double_click_is_one_click_and_the_tool_stays(work, tool):
+    """Slicer ends its place mode with it."""
+    work.panel.prompts.choose(tool)
+    ras = work.middle_of(LIVER)
+    view = work.view("Red", ras)
+    view.double_click(view.xy_of(ras))
+    work.desktop.wait(lambda: work.session.prompts)
+    work.rest()
+    assert len(work.session.prompts) == 1 and work.panel.prompts.tool == tool and work.button(tool).checked
+    view.click(view.xy_of(work.middle_of(LIVER)) + (12, 0))
+    work.desktop.wait(lambda: len(work.session.prompts) == 2)
+
+
+def test_a_quick_second_drag_draws_too(work):
+    work.panel.prompts.choose("box")
+    x, y = work.view("Red", work.middle_of(LIVER)).xy_of(work.middle_of(LIVER))
+    view = work.desktop.views["Red"]
+    view.double_click((x, y))
+    assert work.session.prompts == () and work.panel.prompts.tool == "box"
+    view.click((x, y))
+    view._event((x, y), "LeftButtonDoubleClickEvent")
+    for step in (10, 20):
+        view.move((x + step, y + step))
+    view.release((x + 20, y + 20))
+    work.desktop.wait(lambda: len(work.session.prompts) == 1)
+
+
 def test_a_click_outside_the_volume_is_a_sentence(work):
     view = work.desktop.views["Red"]
     view.node.SetFieldOfView(900.0, 900.0, 1.0)

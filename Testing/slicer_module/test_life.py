@@ -423,7 +423,7 @@ def test_the_layout_changes_while_a_tool_is_active(work):
     before = [observers_of(view.interactor) for view in views]
     slicer.app.layoutManager().show(views[:1])
     after = [observers_of(view.interactor) for view in views]
-    assert after[0] == before[0] and after[1] == before[1] - 3 and after[2] == before[2] - 3
+    assert after[0] == before[0] and after[1] == before[1] - 4 and after[2] == before[2] - 4
 
 
 def test_a_server_in_the_settings_that_cannot_be_used_is_said(desktop):
