@@ -15,7 +15,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from SAMFineTuneLib.cases.case_slices import learned_orientations
 from SAMFineTuneLib.disk_errors import explained
 from SAMFineTuneLib.errors import UserError, cause_of
 from SAMFineTuneLib.images.intensity_window import choose_window
@@ -234,6 +233,8 @@ class HostedSession:
         self._tell(events.ModelChanged("") if engine is None else events.ModelChanged(engine.spec.id, engine.device))
 
     def _find_labels(self, _: int, intent: intents.FindLabels) -> None:
+        from SAMFineTuneLib.cases.case_slices import learned_orientations  # with pydicom, for which no worker waits
+
         volume = self._session.require_volume()
         predictor = self._engines.predictor(intent.model, intent.adapter, intent.device)
         recipe = self._engines.recipe(intent.adapter)

@@ -20,12 +20,11 @@ import logging
 import secrets
 import threading
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from SAMFineTuneLib import __version__
 from SAMFineTuneLib.errors import UserError, is_out_of_memory
 from SAMFineTuneLib.service import protocol
-from SAMFineTuneLib.service.cohort_api import CohortApi
 from SAMFineTuneLib.service.host import HostedSession
 from SAMFineTuneLib.service.models_api import Library
 from SAMFineTuneLib.service.open_models import Engines
@@ -33,6 +32,9 @@ from SAMFineTuneLib.service.protocol import MARK, PROTOCOL, Limits, Received, Re
 from SAMFineTuneLib.service.uploads import Upload, VolumeUpload
 from SAMFineTuneLib.service.wire import WireError, decode, encode
 from SAMFineTuneLib.session.intents import SetVolume
+
+if TYPE_CHECKING:
+    from SAMFineTuneLib.service.cohort_api import CohortApi
 
 _log = logging.getLogger(__name__)
 

@@ -79,3 +79,12 @@ def test_a_weak_token_is_refused(tmp_path, capsys):
     (tmp_path / "token.txt").write_text("secret")
     assert main(["serve", "--token-file", str(tmp_path / "token.txt")]) == 2
     assert "16 letters" in capsys.readouterr().err
+
+
+def test_a_worker_starts_without_what_only_cohorts_and_trainings_need(root):
+    code = (
+        "import sys, SAMFineTuneLib.service.server, SAMFineTuneLib.service.server_app\n"
+        "print(sorted({'pydicom', 'SimpleITK', 'onnxruntime', 'torch'} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=PATIENCE)
+    assert result.stdout.strip() == "[]", result.stderr
