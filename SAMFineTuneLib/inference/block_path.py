@@ -17,8 +17,8 @@ SURROUNDINGS = 2.0
 """Side of the block, in units of the structure's longer side on a slice."""
 SMALLEST_SIDE = 14.0
 """Pixels: a smaller block would show too little around the structure."""
-_RECENT = 4  # slices that tell how the structure moves where it leaves them
-_FURTHER = 6  # slices for which it is expected to go on in that way
+_RECENT = 4  # slices at an end over which the structure's movement is measured
+_FURTHER = 6  # slices beyond that end on which it is expected to continue
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +30,7 @@ class BlockPath:
 
     @property
     def cell(self) -> float:
-        """Pixels a cell is wide."""
+        """Width of a cell in pixels."""
         return self.side / CELLS
 
     def cut(self, picture: np.ndarray, index: int) -> np.ndarray:
@@ -44,7 +44,7 @@ class BlockPath:
         return weights[0] @ np.asarray(picture[tuple(parts)], np.float32) @ weights[1].T
 
     def paste(self, cells: np.ndarray, index: int, shape: tuple[int, int]) -> np.ndarray:
-        """Put what the network says of a block's slice back where it was cut.
+        """Put the network's answer for a slice of the block back where the slice was cut.
 
         Args:
             cells: (CELLS, CELLS).
@@ -77,7 +77,7 @@ class BlockPath:
 def path_through(masks: Mapping[int, np.ndarray], count: int) -> BlockPath:
     """The path through the boxes of masks (H, W) on some of `count` slices.
 
-    It is straight between them. Beyond them it goes on as the structure moved on the last few slices, for a while.
+    It is straight between them. Beyond them it continues the movement over the last few slices, for some slices.
     """
     order = np.array(sorted(masks))
     centers, sides = (np.array(values) for values in zip(*(_extent(masks[index]) for index in order), strict=True))

@@ -18,7 +18,7 @@ _STEPS = (20, 15)  # on the coarse and on the fine grid
 _NOISE = 0.7  # cells: pictures are blurred by this much first
 _STIFFNESS = 2.0  # cells: the deformation is smooth over this distance
 _FARTHEST = 1.0  # of the longer side of a mask: how far it is carried
-_REACH = 8.0  # slices after which a carried mask is only a third as sure
+_REACH = 8.0  # slices over which the certainty of a carried mask falls to about a third
 _LONGEST = 1.0  # cells: a step is at most this long
 
 
@@ -56,8 +56,8 @@ def carried_masks(
 
 
 def joined(carried: Iterable[tuple[int, np.ndarray, int]]) -> dict[int, np.ndarray]:
-    """What `carried_masks` yields as one share of each slice, 0 to 1: the mean of both directions, the nearer one
-    counting more, and the closer to 0.5 the further it came."""
+    """Join what `carried_masks` yields into one share for each slice, 0 to 1: the mean of both directions, weighted by
+    nearness, and moved towards 0.5 with the distance that it was carried."""
     found: dict[int, list[tuple[np.ndarray, float]]] = {}
     for index, share, away in carried:
         found.setdefault(index, []).append((share, 1 / away))

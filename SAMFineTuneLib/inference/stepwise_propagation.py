@@ -4,9 +4,9 @@ along with the picture first (`slice_registration`).
 The protocol is that of MedicoSAM's 3-D evaluation (Archit et al. 2025, arXiv 2501.11734): a direction ends when the new
 mask overlaps the previous one too little. In addition, each connected piece of a mask is propagated on its own, so that
 two kidneys in one segment are two boxes rather than one around both. A piece also ends where its area changes too much,
-where the model's score is low, and where the mask looks unlike the prompted slice's, in its grey values or beside what
-is around it: a mask prompt repeats its shape long after the structure has ended, which neither IoU nor predicted IoU
-reveals.
+where the model's score is low, and where its grey values, or their contrast to the surroundings, differ from those on
+the prompted slice: with a mask prompt, the model repeats the shape long after the structure has ended, which neither
+IoU nor predicted IoU reveals.
 
 Between two prompted slices the masks grow from both ends towards the middle; the slice where they meet is prompted
 with the union of its two neighbours.
@@ -37,7 +37,8 @@ _GREY_SHIFT = 2.0
 """A piece ends where its mean grey value is further from the prompted slice's than this many standard deviations of the
 grey values there."""
 _STANDS_OUT = 1.0
-"""Standard deviations of its grey values between a structure and its rim, above which it must stay on that side."""
+"""Contrast between a structure and its rim, in standard deviations of its grey values, above which the structure must
+stay brighter, or darker, than its rim."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +57,7 @@ class StepwisePropagation:
         shown: index → picture of the slice.
         settings: when to stop.
         plan: where it starts, and which slices it should reach.
-        cancelled: asked before each slice.
+        cancelled: called before each slice; true ends the propagation.
         meter: counts the slices.
     """
 
