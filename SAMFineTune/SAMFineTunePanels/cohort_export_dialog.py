@@ -67,11 +67,9 @@ class CohortExportDialog:
             return
         if form == "dicom-seg" and place_of(self._cohort) is None and packages.DICOM_SEG.missing():
             try:
-                packages.DICOM_SEG.require_slicers()
+                self._ask_to_install(packages.DICOM_SEG, self.export)
             except UserError as error:
                 self._say(str(error))
-                return
-            self._ask_to_install(packages.DICOM_SEG, self.export)
             return
         self.dialog.hide()
         self._begin("export", folder=folder, form=form)

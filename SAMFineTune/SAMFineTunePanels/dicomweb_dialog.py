@@ -86,7 +86,6 @@ class DicomwebDialog:
 
         if self._cohort:
             if place_of(self._cohort) is None and packages.DICOM_SEG.missing():  # a server has its own
-                packages.DICOM_SEG.require_slicers()
                 self._ask_to_install(packages.DICOM_SEG, self.go)
                 return
             self._begin("store", cohort=self._cohort)

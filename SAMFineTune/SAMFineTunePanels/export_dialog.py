@@ -95,7 +95,6 @@ class ExportDialog:
         if self.ending == ".dcm":
             export.require_series(files)  # before anything is installed or the user is asked
             if packages.DICOM_SEG.missing():
-                packages.DICOM_SEG.require_slicers()
                 self._ask_to_install(packages.DICOM_SEG, self.export)
                 return
             if packages.DICOM_SEG.folder not in sys.path and os.path.isdir(packages.DICOM_SEG.folder):

@@ -75,7 +75,7 @@ class ModelSettings:
         client = self.host.client
         self.host.ask(client.ask("models"), self._models_known)
         self.host.ask(client.ask("adapters"), self._adapters_known)
-        self.host.ask(client.ask("cache_info"), self._cache_known)
+        self._ask_cache()
 
     def _models_known(self, rows):
         rows = [row for row in rows if row.get("promptable", True)]
@@ -268,7 +268,10 @@ class ModelSettings:
 
     def _finished(self, event):
         if event.what == "embed" and self.host.ready:
-            self.host.ask(self.host.client.ask("cache_info"), self._cache_known)
+            self._ask_cache()
+
+    def _ask_cache(self):
+        self.host.ask(self.host.client.ask("cache_info"), self._cache_known)
 
     def _cache_known(self, info):
         size = readable_size(info.get("bytes", 0)) or _("no space")
@@ -281,7 +284,7 @@ class ModelSettings:
 
     def _cache_cleared(self, value):
         self.host.say(_("{size} freed.").format(size=readable_size(value.get("freed", 0)) or _("Nothing")))
-        self.host.ask(self.host.client.ask("cache_info"), self._cache_known)
+        self._ask_cache()
 
 
 def torch_is_there():

@@ -102,7 +102,6 @@ def environment():
     return surroundings
 
 
-
 def remove_all():
     """Delete everything that was installed. The worker must have ended; UserError when a program still uses it."""
     from SAMFineTuneLib.errors import UserError

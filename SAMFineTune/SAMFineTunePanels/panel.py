@@ -43,7 +43,6 @@ class Panel(slicer.util.VTKObservationMixin):
         self._offered = None  # the volume that was chosen for the user last, and as what
         self.starter = None  # of the worker's process, None when it runs elsewhere
         self.host = host = Host(parent, self._make_client, self._make_session)
-        host.remote = False
         self.status = StatusStrip(host, resource_path, parent)
         self.segment_tab, ui = load_ui(resource_path, "SegmentTab")
         self.segment_tab.setMRMLScene(slicer.mrmlScene)

@@ -68,8 +68,8 @@ class PromptTools:
         return button
 
     def _framed(self, button):
-        """Put a button into a frame that is seen while it is checked, in the colour of the text: plain in every style
-        and to every eye. A style sheet would not follow when Slicer's style changes."""
+        """Put a button into a frame that is shown while it is checked, in the colour of the text, which stands out in
+        every style. A style sheet would not follow when Slicer's style changes."""
         frame = qt.QFrame(self.ui.toolsPlace)
         frame.setFrameShadow(qt.QFrame.Plain)
         frame.setLineWidth(_LINE)

@@ -23,7 +23,6 @@ BUDGET = 0.02  # s that the session may work in a turn
 END_WORKER_AFTER = 300.0  # s without work after the module was left; it starts again when needed
 
 
-
 class Host:
     """Client, session and timer. The parts of the panel `listen` to events and `ask` the worker questions."""
 
@@ -39,6 +38,7 @@ class Host:
         self._unfinished = False
         self._waiting_since = None
         self.drawing = lambda: False  # whether the user draws with the mouse, so that nothing slow may begin
+        self.remote = False  # whether models run on a server
         self.client = None
         self.session = None
         self.jobs = {}  # number (None: in the background) -> the last Busy of what runs

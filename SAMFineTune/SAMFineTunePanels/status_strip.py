@@ -71,7 +71,7 @@ class StatusStrip:
         )
         host.listen("Warning", self._add)
         host.listen("Say", self._add)
-        host.listen("Refused", self._refused)
+        host.listen("Refused", lambda text: self._told(text, True))
         host.listen("Notice", lambda event: self._told(event.text, False))
         host.listen("Failed", lambda event: self._told(event.text, True))
         host.listen("StateChanged", self._state_changed)
@@ -115,12 +115,8 @@ class StatusStrip:
         self._messages = [*self._messages, message][-MOST_MESSAGES:]
         self._show_messages()
 
-    def _refused(self, text):
-        """Add a message about a refused action; it disappears when the prompts change."""
-        self._told(text, True)
-
     def _told(self, text, warning):
-        """Add a message about the prompts of the session once it has settled."""
+        """Add a message about the prompts that the session has once it has settled; it disappears when they change."""
         session = self.host.session
         known = session is not None and session.state is not None and session.at_rest
         self._add(Message(text, warning, about=self._prompts if known else _TO_COME))
@@ -285,7 +281,9 @@ class StatusStrip:
         self.host.tell("RuntimeInstalled", None)
 
     def ask_to_install(self, wanted, afterwards):
-        """Ask the user to install packages that an action needs; then call `afterwards()`."""
+        """Ask the user to install packages that an action needs, then call `afterwards()`. Raises UserError when Slicer
+        is too old for them."""
+        wanted.require_slicers()
         question = _("This needs {title}: {size}. It goes into a folder of SAMFineTune's own; Slicer's packages stay "
                      "as they are. Install it?").format(title=wanted.title, size=wanted.size)  # fmt: skip
         if confirmed(question, _("Install")):

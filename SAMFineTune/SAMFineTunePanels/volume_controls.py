@@ -84,10 +84,14 @@ class VolumeControls:
             self.host.tell("VolumeChosen", node)
 
     def _segmentation_chosen(self, node):
+        from SAMFineTuneLib.mrml.segments.labelmaps import set_up_on
+
         session = self.host.start()
         if node is not session.segmentation_node:
             if node is not None and session.volume_node is not None:
-                prepare_segmentation(node, session.volume_node)
+                if node.GetSegmentation().GetNumberOfSegments() == 0:
+                    set_up_on(node, session.volume_node)
+                node.CreateDefaultDisplayNodes()  # a segmentation that a script has made may have none
             self.host.act(session.set_segmentation_node, node)
             self.show_session()
 
@@ -117,16 +121,6 @@ class VolumeControls:
             for node in shown_slice_nodes():
                 node.RotateToVolumePlane(session.volume_node)
             self._look_after = 0.0
-
-
-def prepare_segmentation(segmentation_node, volume_node):
-    """Give an empty segmentation the geometry of a volume, moving with it, and a display."""
-    if segmentation_node.GetDisplayNode() is None:
-        segmentation_node.CreateDefaultDisplayNodes()
-    if segmentation_node.GetSegmentation().GetNumberOfSegments() == 0:
-        # The transform first: the geometry that follows is relative to it.
-        segmentation_node.SetAndObserveTransformNodeID(volume_node.GetTransformNodeID())
-        segmentation_node.SetReferenceImageGeometryParameterFromVolumeNode(volume_node)
 
 
 def segmentation_of(volume_node):
