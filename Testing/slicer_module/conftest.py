@@ -21,12 +21,24 @@ standin.install()
 
 from desktop import Desktop  # noqa: E402
 from mrml.scenes import SlicerScene  # noqa: E402
+from warm_processes import start_warm  # noqa: E402
+
+_OF_THE_START = ("test_life", "test_packages", "test_self_test", "test_train")
 
 
 @pytest.fixture(autouse=True)
 def home_of_its_own(tmp_path, monkeypatch):
     """No model, cache or package of the developer's own."""
     monkeypatch.setenv("SAMFINETUNE_HOME", str(tmp_path / "home"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def warm_processes(request, root):
+    """Processes behind the panel begin with their modules imported, but for tests of their start."""
+    with pytest.MonkeyPatch.context() as patch:
+        if sys.platform == "linux" and request.module.__name__ not in _OF_THE_START:
+            start_warm(patch, root)
+        yield
 
 
 @pytest.fixture
