@@ -205,7 +205,8 @@ class _Run:
         own, meaning = [state.case(key) for key in keys], Meaning(names=dict(state.labels))
         often = Counter(case.name for case in state.cases)
         return [  # errors call them as the user does
-            Case(one.name if often[one.name] == 1 else one.image, self.cohort.image(one), self.work / LABELS / f"{one.key}.nii.gz", one.patient, meaning)
+            Case(one.name if often[one.name] == 1 else one.image, self.cohort.image(one),
+                 self.work / LABELS / f"{one.key}.nii.gz", one.patient, meaning)
             for one in own
         ]
 

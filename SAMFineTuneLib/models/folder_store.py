@@ -92,8 +92,8 @@ class FolderStore(Generic[Item]):
         try:
             yield
         except (OSError, DiskError) as error:
-            refused = disk_error(error, self.folder) or f"{self.folder} cannot be changed ({error})."
-            raise UserError(f"{str(refused).rstrip('.')} ({self.variable} sets the folder of the {self.kind}).") from error
+            refused = str(disk_error(error, self.folder) or f"{self.folder} cannot be changed ({error}).")
+            raise UserError(f"{refused.rstrip('.')} ({self.variable} sets the folder of the {self.kind}).") from error
 
 
 def is_plain(name: str) -> bool:
