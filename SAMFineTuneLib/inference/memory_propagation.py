@@ -7,7 +7,8 @@ is not. Then the slice model is prompted with the memory's answer on each slice,
 knows where the structure is, the slice model where its border is. Where the structure goes on at an end of the block,
 the next block overlaps this one and has its answers as the earlier ones.
 
-A mask that spreads steeply into other grey values has leaked: the structure ends there.
+A mask that spreads steeply into other grey values has leaked: the structure ends there. It also ends where it had
+become narrow and widens again: that is something else.
 The memory lets long structures end although nothing changes. Where its answer is much smaller than the mask of the
 slice before or the nearest known one, or there is none, the slice model is prompted with the mask of the slice before,
 too; its answer counts where the structure is found unchanged (`unchanged_structure`).
@@ -42,6 +43,8 @@ _OUTLINED = 2 / 3  # share of the slice model in the mean
 _SHRUNK = 0.85  # share of the area of another slice; below, the structure may have been lost
 _STEEP = 1.0  # growth of a mask's radius, in distances from slice to slice, above which it may have leaked
 _ALIKE = 0.85  # IoU with the slice before, from which on a mask has not leaked, however much it grew
+_NARROW = 0.3  # share of the known slice's area below which a structure has almost ended
+_WIDENS = 1.5  # growth of a structure's area after it had almost ended; above, it is something else
 _REFERENCES = 5  # known slices beyond a block that tell what the structure looks like
 
 
@@ -163,6 +166,7 @@ class _Run:
         self.cancelled = cancelled
         self.found: dict[int, SliceAnswer] = dict(answered)
         self.corrects = bool(answered)
+        self.narrowest: dict[bool, int] = {}  # smallest area in pixels below (False) and above the known slices
         self._prompted = lru_cache(None)(lambda index: appearance(slices.picture(index), known[index]))
 
     def edge(self, filled: list[int], step: int) -> int:
@@ -223,7 +227,8 @@ class _Run:
             return replace(answer, presence=0.0)
         outlined = self._outlined(index, answer)
         found = self._unchanged(index, outlined) or outlined
-        return replace(found, presence=0.0) if self._leaks(index, found) else found
+        ended = self._leaks(index, found) or self._reappears(index, found)
+        return replace(found, presence=0.0) if ended else found
 
     def _outlined(self, index: int, answer: SliceAnswer) -> SliceAnswer:
         """The mean of the memory's and the slice model's answer to its mask."""
@@ -261,6 +266,14 @@ class _Run:
             return False
         like = self._prompted(start)
         return abs(float(self.slices.picture(index)[new].mean()) - like.grey) > like.grey_tolerance
+
+    def _reappears(self, index: int, answer: SliceAnswer) -> bool:
+        """Whether the structure had almost ended on the way from the outermost known slice, and now widens again."""
+        if not (answer.there and self._is_beyond(index)):
+            return False
+        side, area = index > max(self.known), np.count_nonzero(answer.mask)
+        narrowest = self.narrowest[side] = min(area, self.narrowest.get(side, area))
+        return area > _WIDENS * narrowest and narrowest < _NARROW * np.count_nonzero(self.known[self._nearest(index)])
 
     def _is_beyond(self, index: int) -> bool:
         """Whether a slice is beyond the outermost known ones."""

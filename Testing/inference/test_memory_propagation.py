@@ -178,6 +178,22 @@ def test_a_mask_that_spreads_into_other_grey_values_has_leaked(radius, grey, las
     assert max(asked) <= last + 1, "what lies behind an end is not asked for"
 
 
+@pytest.mark.parametrize(("neck", "last"), [(3, 14), (10, 29)])
+def test_what_widens_again_behind_the_tip_of_a_structure_is_something_else(neck, last):
+    """Two cones whose tips meet, or which are joined by a neck more than half as thick as they are."""
+    rows, columns = np.mgrid[:96, :96]
+    distance = np.hypot(rows - 48, columns - 48)
+    radii = np.interp(np.arange(30), [0, 5, 14, 25, 29], [14, 14, neck, 14, 14])
+    pictures = np.where(distance < radii[:, None, None], 200, 20)
+    stack = Slices(lambda index: pictures[index].astype(np.uint8), len(pictures), 1.0)
+    parts = propagate_with_memory(
+        RegionMemory(), stack, {5: distance < radii[5]}, 0, 29, lambda index, mask: mask.astype(np.float32)
+    )
+    found = {index: answer for part in parts for index, answer in part.items()}
+    there = max(index for index, answer in found.items() if answer.there)
+    assert last <= there <= last + 1 and min(index for index, answer in found.items() if answer.there) == 0
+
+
 def test_thin_slices_are_left_out_and_interpolated():
     volume, labels = long_tube(spacing=(1.0, 1.0, 0.05), drift=0.1)
     memory = RegionMemory()
