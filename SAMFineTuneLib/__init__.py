@@ -10,6 +10,11 @@ Importing this package loads nothing heavier than the standard library.
 
 from __future__ import annotations
 
+import os
+
+# ONNX Runtime's packages send events about sessions to Microsoft unless this is set before it is imported.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
 TYPE_CHECKING = False  # True for type checkers, as in `typing`, which takes longer to import than this whole package
 if TYPE_CHECKING:
     from SAMFineTuneLib.segmenter import Segmenter as Segmenter

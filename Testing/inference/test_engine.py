@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -211,3 +212,15 @@ def test_answers_that_are_not_numbers_are_an_error_in_either_engine(random_compa
             engine.decode({key: value * np.nan for key, value in embedding.items()}, *some_prompts(engine))
         with pytest.raises(UserError, match="not numbers"):
             engine.encode(some_image(engine) * np.nan)
+
+
+def test_onnx_runtime_tells_nobody_about_sessions(root, tmp_path):
+    program = """
+from SAMFineTuneLib.inference.onnx_session import open_graph
+from SAMFineTuneLib.models.store import Store
+open_graph(Store().find("compact").file("decoder"), 1)
+"""
+    own = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    home = {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(root)}
+    subprocess.run([sys.executable, "-c", program], env=own | home, check=True)
+    assert not list(tmp_path.iterdir()), "its telemetry keeps a number of this computer"
