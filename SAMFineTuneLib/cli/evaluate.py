@@ -99,6 +99,7 @@ def run(args: argparse.Namespace) -> int:
     engine = chosen_engine(args)
     baselines = [] if args.baseline == "none" else [name.strip() for name in args.baseline.split(",")]
     cases = find_cases(args.cases, match=args.match_labels)
+    outputs.require_beside(args.output, args.cases, cases)
     entries = [*enter(args.model, args.adapter, args.device), *enter_baselines(baselines)]
     parts = Path(args.output).expanduser() / PARTS
     with _interruptible(), outputs.resumable(parts), ProgressLine() as line:

@@ -8,10 +8,14 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from stat import S_ISDIR
+from typing import TYPE_CHECKING
 
 from SAMFineTuneLib.disk_errors import DiskError, disk_error
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import require_writable
+
+if TYPE_CHECKING:
+    from SAMFineTuneLib.cases.cases import Case
 
 
 def add_overwrite(parser) -> None:
@@ -51,6 +55,16 @@ def require_new_folder(folder: str | Path) -> Path:
         raise UserError(f"{folder} exists already; -o needs a new or an empty folder.")
     require_writable(folder)
     return folder
+
+
+def require_beside(output: str | Path, given: str | Path, cases: Iterable[Case]) -> None:
+    """Raise UserError for a folder of results among the images or labels of a folder of cases, where every folder
+    counts as a DICOM series.
+    """
+    place = Path(output).expanduser().resolve()
+    used = {file.parent.resolve() for case in cases for file in (case.image, case.label)}
+    if Path(given).expanduser().is_dir() and used.intersection((place, *place.parents)):
+        raise UserError(f"“{output}” lies among the images or labels of “{given}”; choose a folder elsewhere.")
 
 
 @contextmanager

@@ -186,6 +186,8 @@ def _asked(
             raise UserError(f"{str(error).rstrip('.')}; with --no-add it stays in its folder only.") from error
     start = store.find(args.start) if args.start else None
     cases, test = (find_cases(some, match=args.match_labels) if some else () for some in (args.cases, args.test))
+    for given, found in ((args.cases, cases), (args.test, test)):
+        outputs.require_beside(args.output, given or "", found)
     return settings, store, cases, test, start
 
 

@@ -18,6 +18,7 @@ from SAMFineTuneLib.cohort.cohort_state import CohortCase, CohortState, Review
 from SAMFineTuneLib.cohort.find_images import FoundImage
 from SAMFineTuneLib.cohort.image_check import stamp_of
 from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.files import require_writable
 from SAMFineTuneLib.images import Volume, read_volume, write_labelmap
 from SAMFineTuneLib.images.segment_info import check_name
 from SAMFineTuneLib.wording import some_sentences, within_sentence
@@ -56,6 +57,7 @@ def create_cohort(
     """
     folder = Path(folder).expanduser()
     require_no_cohort(folder)
+    require_writable(folder)
     if folder.resolve() in {place.resolve() for one in images for place in (one.image, one.image.parent)}:
         raise UserError(f"“{folder}” holds images; give the cohort a folder of its own beside them.")
     given = [name.strip() for name in labels]
@@ -87,6 +89,7 @@ def add_images(
 ) -> tuple[str, ...]:
     """Add images to a cohort, with their labels if they have any. Returns sentences as in `NewCohort`."""
     state = cohort.state
+    require_writable(cohort.folder)
     known = {case.key: case for case in state.cases}
     read = _read(images, cohort.images, cohort.folder, dict(state.labels), known, state.salt, progress)
 

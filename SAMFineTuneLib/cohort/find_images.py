@@ -19,6 +19,7 @@ from pathlib import Path
 
 from SAMFineTuneLib.cases.case_lists import LISTS, read_list
 from SAMFineTuneLib.cases.cases import LABEL_FOLDERS, Case, find_cases, images_by_name
+from SAMFineTuneLib.cohort.cohort_export import PROVENANCE
 from SAMFineTuneLib.cohort.cohort_folder import STATE_FILE
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.images_below import images_below
@@ -78,7 +79,8 @@ def find_images(source: str | Path, match: str = "") -> list[FoundImage]:
         labels = [source / name for name in LABEL_FOLDERS if (source / name).is_dir()]
         found = _with_labels(source, [images], next(iter(labels), None), False, match)
     else:
-        below = images_below(source, lambda names: STATE_FILE in names)  # a cohort's own folder
+        of_a_cohort = {STATE_FILE, PROVENANCE}  # its own folder, and what was exported from it
+        below = images_below(source, lambda names: not of_a_cohort.isdisjoint(names))
         found = [FoundImage(path, beside=beside) for path, beside in below.items()]
     if not found:
         raise UserError(f"“{source}” holds no images; it needs NIfTI, NRRD, MetaImage, PNG or DICOM files.")

@@ -7,6 +7,7 @@ is accepted without its labels.
 
 from __future__ import annotations
 
+import filecmp
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -160,6 +161,13 @@ def keep_correction(cohort: Cohort, name: str, labels: str | Path | np.ndarray, 
         return cohort.change(kept).case(case.key)
 
 
+def _same_labels(cohort: Cohort, case: CohortCase, written: Path) -> CohortCase | None:
+    """Another accepted case with the same label map on the same grid, as when its file was given by mistake."""
+    others = ((other, cohort.accepted(other.key)) for other in cohort.state.accepted if other.key != case.key)
+    same = (other for other, path in others if path.exists() and filecmp.cmp(path, written, shallow=False))
+    return next(same, None)
+
+
 def accept(
     cohort: Cohort,
     name: str,
@@ -192,6 +200,8 @@ def accept(
     with _written(cohort, case, cohort.accepted(case.key), labels, match, tell) as (written, array):
         if not array.any():
             tell("Nothing is labelled in it.")
+        elif same := _same_labels(cohort, case, written):
+            tell(f"It equals the accepted label map of {same.name}; check that it belongs to this image.")
         found = _agreement(cohort, case, array)
 
         def accepted(state: CohortState) -> CohortState:

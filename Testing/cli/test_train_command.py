@@ -119,6 +119,13 @@ def test_what_cannot_be_is_said_in_a_sentence_by_check_and_run_alike(samfinetune
     assert [path.name for path in tmp_path.iterdir()] == ["cases"], "a refused run leaves nothing"
 
 
+def test_an_adapter_does_not_lie_among_the_cases(samfinetune, cases):
+    before = sorted(cases.rglob("*"))
+    result = samfinetune("train", cases, "-o", cases / "images" / "a", "--check", *FEW)
+    assert result.code == 2 and "lies among the images or labels of" in result.err
+    assert sorted(cases.rglob("*")) == before
+
+
 def test_a_running_training_is_left_alone(fresh_python, samfinetune, cases, tmp_path):
     command = ("train", cases, "-o", tmp_path / "a", "--folds", 0, *FEW, "--steps", 500, "--json-progress")
     running = fresh_python("-m", "SAMFineTuneLib.cli", *command)

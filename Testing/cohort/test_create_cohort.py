@@ -16,10 +16,12 @@ from small_cohorts import small_cohort, truth
 
 from SAMFineTuneLib.cases.cases import find_cases, patient_of_files
 from SAMFineTuneLib.cases.label_files import read_labels
+from SAMFineTuneLib.cohort.cohort_export import export
 from SAMFineTuneLib.cohort.cohort_folder import STATE_FILE, Cohort
 from SAMFineTuneLib.cohort.create_cohort import add_images, create_cohort, locate_images
 from SAMFineTuneLib.cohort.find_images import find_images
 from SAMFineTuneLib.cohort.review import accept
+from SAMFineTuneLib.disk_errors import DiskError
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images import read_volume
 
@@ -191,6 +193,29 @@ def test_slicers_segmentations_and_other_cohorts_are_not_images(tmp_path):
     cohort = made(folder / "cohort", folder, "blob").cohort
     accept(cohort, "scan", blob())
     assert [one.image.name for one in find_images(folder)] == ["scan.nrrd"]
+
+
+def test_label_maps_that_were_exported_are_not_images(tmp_path):
+    cohort = small_cohort(tmp_path, count=2, labelled=1)
+    export(cohort, tmp_path / "images" / "exported")
+    assert len(find_images(tmp_path / "images")) == 2
+
+
+@pytest.mark.parametrize("adding", [False, True])
+def test_a_folder_that_cannot_be_written_is_refused_before_images_are_read(tmp_path, monkeypatch, adding):
+    cohort, shown = small_cohort(tmp_path, count=2), []
+
+    def refuse(folder):
+        raise DiskError(f"no place in {folder}")
+
+    monkeypatch.setattr("SAMFineTuneLib.cohort.create_cohort.require_writable", refuse)
+    images = find_images(tmp_path / "images")
+    with pytest.raises(UserError, match="no place in"):
+        if adding:
+            add_images(cohort, images, lambda *progress: shown.append(progress))
+        else:
+            create_cohort(tmp_path / "new", images, ["blob"], progress=lambda *progress: shown.append(progress))
+    assert shown == []
 
 
 def test_labels_are_matched_by_the_names_in_their_files(tmp_path):

@@ -47,6 +47,16 @@ def test_accepting_measures_the_proposal(cohort):
     assert Cohort(cohort.folder).state == cohort.state
 
 
+def test_the_label_map_of_another_case_is_noticed(cohort):
+    told = []
+    accept(cohort, "a", truth(0), tell=told.append)
+    assert told == []
+    accept(cohort, "b", truth(0), tell=told.append)
+    assert told == ["It equals the accepted label map of a; check that it belongs to this image."]
+    accept(cohort, "b", truth(1), tell=told.append)
+    assert len(told) == 1
+
+
 def test_without_labels_the_correction_is_accepted_and_else_the_proposal(cohort):
     with pytest.raises(UserError, match="has no labels yet"):
         accept(cohort, "a")

@@ -191,6 +191,10 @@ def test_folders_of_others_are_left_alone(cases, tmp_path, capsys):
     assert evaluate(cases, tmp_path, "--protocol", "S5") == 2
     assert "holds something else" in capsys.readouterr().err
     assert [file.name for file in tmp_path.iterdir()] == ["thesis.txt"]
+    for folder in ("images", "labels/deeper"):
+        assert evaluate(cases, cases / folder / "out", "--protocol", "S5") == 2
+        assert "lies among the images or labels of" in capsys.readouterr().err
+        assert not (cases / folder / "out").exists()
 
 
 def test_cases_that_taught_an_adapter_do_not_test_it(cases, tmp_path):
