@@ -137,7 +137,7 @@ def _read_file(path: Path, frames: Sequence[Frame]) -> list[Piece]:
                 raise UserError(f"“{path.name}” holds no pixels: it is cut off or not an image; copy it again.")
             kind = text(_syntax(dataset).name)
             _complete(dataset)
-            longer = _is_longer(dataset)
+            longer = _is_longer(dataset, path.name)
             stored = _decode(dataset, [frame.number - 1 for frame in frames])
             return [_piece(dataset, values, frame, longer) for values, frame in zip(stored, frames, strict=True)]
     except (UserError, MemoryError):
@@ -178,24 +178,24 @@ def _syntax(dataset: Dataset) -> UID:
     return ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
 
 
-def _is_longer(dataset: Dataset) -> bool:
+def _is_longer(dataset: Dataset, name: str) -> bool:
     """Whether uncompressed pixels go on for a row or more after the stated ones; UserError for a frame or more."""
     if _syntax(dataset).is_encapsulated:
         return False
     row = int(dataset.Columns) * int(dataset.SamplesPerPixel) * int(dataset.BitsAllocated) / 8
     frame = int(dataset.Rows) * row
-    content = next(dataset[name].value for name in _PIXELS if name in dataset)
+    content = next(dataset[one].value for one in _PIXELS if one in dataset)
     there, stated = len(content), int(dataset.NumberOfFrames or 1) * frame
     beyond = there - stated
     if beyond >= frame > 0:
         raise UserError(
-            f"This DICOM image holds {there} bytes of pixels, but its header states {stated:.0f} (Rows, Columns, "
+            f"“{name}” holds {there} bytes of pixels, but its header states {stated:.0f} (Rows, Columns, "
             "BitsAllocated, NumberOfFrames); export it again."
         )
     return beyond >= row > 0 and any(content[int(stated) :])  # not padding
 
 
-def _require_size(encoded: bytes, rows: int, columns: int) -> None:
+def _require_size(encoded: bytes, rows: int, columns: int, name: str) -> None:
     """Raise UserError if a compressed JPEG or JPEG-LS picture has another size than the header states: GDCM would cut
     it off, or begin its rows in wrong places.
     """
@@ -206,7 +206,7 @@ def _require_size(encoded: bytes, rows: int, columns: int) -> None:
             own = int.from_bytes(encoded[at + 5 : at + 7], "big"), int.from_bytes(encoded[at + 7 : at + 9], "big")
             if own[0] and own != (rows, columns):  # without a height it follows the picture
                 raise UserError(
-                    f"The compressed picture in this DICOM image has {own[1]} × {own[0]} pixels, but its header states "
+                    f"The compressed picture in “{name}” has {own[1]} × {own[0]} pixels, but its header states "
                     f"{columns} × {rows}; export it again."
                 )
             return
@@ -253,7 +253,7 @@ def _decode_with_gdcm(dataset: Dataset, syntax: UID, frames: Sequence[int]) -> n
     tables = [table for name in _OFFSETS if isinstance(table := read_value(dataset, name), bytes)]
     encoded = encoded_frames(dataset.PixelData, count, tuple(tables) if len(tables) == 2 else None)
     for n in frames:
-        _require_size(encoded[n], int(dataset.Rows), int(dataset.Columns))
+        _require_size(encoded[n], int(dataset.Rows), int(dataset.Columns), Path(dataset.filename).name)
     plain = Dataset()
     plain.file_meta = FileMetaDataset()
     plain.file_meta.TransferSyntaxUID = syntax
