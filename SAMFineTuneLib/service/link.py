@@ -298,7 +298,6 @@ class HttpLink:
             raise LinkError(f"{self.address} says: {said}", permanent=reader.status < 500)
         return Response(reader.status, [reader.body], reader.headers)
 
-
     def _another_program(self, status: int) -> LinkError:
         """The error for an answer that does not come from a server of ours."""
         if status == 413:

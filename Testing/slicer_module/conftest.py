@@ -23,7 +23,7 @@ from desktop import Desktop  # noqa: E402
 from mrml.scenes import SlicerScene  # noqa: E402
 from warm_processes import start_warm  # noqa: E402
 
-_OF_THE_START = ("test_life", "test_packages", "test_self_test", "test_train")
+_OF_THE_START = ("test_dicomweb_dialog", "test_life", "test_packages", "test_self_test", "test_train")
 
 
 @pytest.fixture(autouse=True)

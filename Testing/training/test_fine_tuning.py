@@ -340,6 +340,7 @@ def test_early_stopping_keeps_the_best(folder):
 # ---- one result
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one_with_the_doubled_batch(folder, root, tmp_path):
     """Gloo on the CPU, as torchrun starts it."""
     script = tmp_path / "worker.py"

@@ -52,6 +52,7 @@ def test_the_result_is_a_model_that_answers(volumes, tmp_path):
     assert [one.step for one in history] == [1, 2, 3, 4] and not (tmp_path / "ours" / masked.CHECKPOINT_NAME).exists()
 
 
+@pytest.mark.slow
 def test_it_learns_to_fill_in_what_was_blanked(volumes, tmp_path, monkeypatch):
     monkeypatch.setattr(masked, "RATE", 2e-3)
     _, history = pretrain(volumes, tmp_path / "ours", steps=30)

@@ -43,6 +43,7 @@ def steps_in(folder):
     return len(checkpoint(folder)["history"]["measured"]["loss"])
 
 
+@pytest.mark.slow
 def test_a_short_run_lowers_the_loss(tmp_path, without_export):
     history = train(tmp_path, steps=24, batch_size=4)
     losses = [entry.measured["loss"] for entry in history]
