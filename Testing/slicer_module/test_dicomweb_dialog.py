@@ -120,7 +120,7 @@ def test_a_killed_fetch_is_one_sentence_and_goes_on(server, desktop, tmp_path):
     pacs = Pacs(desktop, server[0], tmp_path / "scans")
     pacs.press(pacs.ui.listButton)
     pacs.ui.goButton.click()
-    desktop.wait(lambda: len([*tmp_path.glob("scans/.*/*.dcm")]) > 3)
+    desktop.wait(lambda: len([*tmp_path.glob("scans/.*/[!.]*.dcm")]) > 3)
     for process in desktop.processes():
         if process.status() != psutil.STATUS_ZOMBIE and process.cmdline()[-1].endswith("-pacs"):
             process.kill()
