@@ -33,13 +33,14 @@ def test_finding_objects_shows_that_it_runs_at_once_and_can_be_cancelled(work):
 
 def listed_objects(work):
     """Found on the slice shown, with one of them ticked; the list's widgets."""
-    ui = work.panel.automatic.ui
+    ui, found = work.panel.automatic.ui, []
+    work.panel.host.listen("Objects", lambda event: found.extend(event.objects))
     ui.detailSelector.setItemData(0, 6)  # points a side: enough for several objects
     ui.detailSelector.setCurrentIndex(0)
     work.view("Red", work.middle_of(KIDNEY))
     work.desktop.wait(lambda: ui.findButton.enabled)
     ui.findButton.click()
-    work.desktop.wait(lambda: ui.objectsTable.rowCount > 1 and not work.panel.host.jobs)
+    work.desktop.wait(lambda: ui.objectsTable.rowCount == len(found) > 1 and not work.panel.host.jobs)
     ui.objectsTable.item(0, 0).setCheckState(qt.Qt.Checked)
     return ui
 
