@@ -47,7 +47,7 @@ def running_orthanc(folder: Path):
         process = subprocess.Popen([root / "sbin" / "Orthanc", folder / "settings.json"], env=environment, stdout=log,
                                    stderr=log)  # fmt: skip
     try:
-        for _ in range(200):
+        for _ in range(600):
             assert process.poll() is None, (folder / "log").read_bytes()[-2000:]
             with socket.socket() as probe:
                 if not probe.connect_ex(("127.0.0.1", port)):

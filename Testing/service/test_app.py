@@ -92,7 +92,7 @@ class Asker:
     def events(self, session: str, after=0):
         return [later.read().event for later in self.sync(session, after=after).told]
 
-    def until(self, session: str, wanted, seconds=10.0):
+    def until(self, session: str, wanted, seconds=60.0):
         """Wait for an event of the kind `wanted`, or for which `wanted` returns True; returns the `Told`."""
         matches = (lambda told: isinstance(told.event, wanted)) if isinstance(wanted, type) else wanted
         end = time.monotonic() + seconds
@@ -224,17 +224,14 @@ def test_memory_is_shared_out_and_given_back(volume):
 
 
 def test_sessions_are_limited_and_idle_ones_end(volume):
-    app = ServerApp(TOKEN, Limits(sessions=2, idle_seconds=0.2), RegionEngines())
+    app = ServerApp(TOKEN, Limits(sessions=2, idle_seconds=1.0), RegionEngines())
     asker = Asker(app)
     kept = asker.session()
     lost = asker.session()
     assert asker.ask("/v1/sessions", OpenSession())[1].kind == "full"
-    end = time.monotonic() + 5
-    while asker.ask(f"{lost}/sync", Sync())[0] == 200 and time.monotonic() < end:
-        time.sleep(0.25)  # longer than it may idle: this one is left alone too long
-        asker.sync(kept)
-        app.expire()
-        break
+    time.sleep(1.1)  # longer than it may idle: this one is left alone too long
+    asker.sync(kept)
+    app.expire()
     asker.sync(kept)
     assert asker.ask(f"{lost}/sync", Sync())[1].kind == "session"
     assert app.sessions == 1
@@ -242,13 +239,13 @@ def test_sessions_are_limited_and_idle_ones_end(volume):
 
 
 def test_who_was_away_for_long_makes_room_for_others(volume):
-    limits = Limits(sessions=2, memory_bytes=int(volume.array.nbytes * 2.5), spare_seconds=0.1)
+    limits = Limits(sessions=2, memory_bytes=int(volume.array.nbytes * 2.5), spare_seconds=1.0)
     app = ServerApp(TOKEN, limits, RegionEngines())
     asker = Asker(app)
     away, here = asker.session(), asker.session()
     assert asker.send(away, volume)[0] == 200
     assert asker.ask("/v1/sessions", OpenSession())[1].kind == "full"
-    time.sleep(0.15)
+    time.sleep(1.1)
     asker.sync(here)
     third = asker.session()
     assert asker.ask(f"{away}/sync", Sync())[1].kind == "session"
@@ -375,7 +372,7 @@ def fuzzed():
     for _ in range(2):
         asker.sync(session, after=1 << 40)
     asker.intend(session, intents.Ask("adapters", request=424242))
-    end, found = time.monotonic() + 20, []
+    end, found = time.monotonic() + 60, []
     while not found and time.monotonic() < end:
         told = asker.events(session)
         texts = [event.text for event in told if isinstance(event, (events.Failed, events.Notice))]

@@ -239,7 +239,7 @@ def test_a_case_stays_taken_while_its_window_is_there(department, cohort):
     for left in (20.0, 2.0, -5.0):  # the last as after a while without a connection, or an hour of sleep
         until = leave(cohort, key, left)
         wait(lambda until=until: cohort.state.case(key).lease.until > until + 30)
-    cohort.change(lambda state: state.with_case(key, lease=Lease("you", time.time() + 5)))
+    cohort.change(lambda state: state.with_case(key, lease=Lease("you", time.time() + 25)))
     time.sleep(3.0)
     assert cohort.state.case(key).lease.by == "you", "what somebody else took meanwhile is theirs"
     end(work)
@@ -270,16 +270,16 @@ def test_a_killed_client_gives_its_case_back_in_time(department, cohort):
     work.kill()
     assert cohort.state.case(key).taken("you")
     time.sleep(1.5)
-    leave(cohort, key, 2.0)  # as after a minute
     assert Cohort(others.cohort).state.case(key).taken("you")
+    leave(cohort, key, 2.0)  # as after a minute
     wait(lambda: not Cohort(others.cohort).state.case(key).taken("you"))
     assert not cohort.state.case(key).taken("you")
     end(others)
-    leave(cohort, key, 1.0)
+    leave(cohort, key, 50.0)
     other = department.client()
     with pytest.raises(UserError, match="Somebody else"):
         other.do("take", "b" * 16, 1, by="you", cases=(key,))
-    time.sleep(1.1)
+    leave(cohort, key, -0.1)
     other.do("take", "b" * 16, 2, by="you", cases=(key,))
     assert cohort.state.case(key).taken("me")
     lease = cohort.state.case(key).lease

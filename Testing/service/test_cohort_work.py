@@ -14,7 +14,7 @@ from SAMFineTuneLib.images import Volume, write_labelmap
 from SAMFineTuneLib.service.cohort_work import CohortWork, picture_path, pieces, take_up
 from SAMFineTuneLib.service.folder_process import STOP
 
-PATIENCE = 60.0
+PATIENCE = 300.0  # s: processes start on a busy machine
 pytestmark = pytest.mark.usefixtures("home")
 
 

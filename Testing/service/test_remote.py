@@ -53,7 +53,7 @@ def tube(volume, k):
     return PointPrompt(tuple(volume.ijk_to_ras((round(14 + 0.3 * k), 16, k))))
 
 
-def use(host: Host, volume, seconds: float = 20) -> StateChanged:
+def use(host: Host, volume, seconds: float = 60) -> StateChanged:
     """Volume, segment, a click; until its mask is there."""
     host.client.set_volume(volume, WINDOW)
     host.client.add_segment("tube", 1)
@@ -61,7 +61,7 @@ def use(host: Host, volume, seconds: float = 20) -> StateChanged:
     return host.until_told(StateChanged, seconds, settled=True)
 
 
-def sentence_of_failure(host: Host, seconds: float = 10) -> str:
+def sentence_of_failure(host: Host, seconds: float = 60) -> str:
     host.client.start()
     failed = host.until_told(Failed, seconds)
     assert host.client.status.state == "failed" and host.client.status.sentence == failed.text
@@ -156,7 +156,7 @@ def test_a_name_is_looked_up_without_waiting(app, remote, volume, monkeypatch):
 
 
 def test_an_unknown_name_is_a_sentence(remote):
-    assert "No computer is known by the name" in sentence_of_failure(remote("https://no-such-host.invalid"), 30)
+    assert "No computer is known by the name" in sentence_of_failure(remote("https://no-such-host.invalid"))
 
 
 def test_silence_is_a_sentence_and_never_blocks(remote, monkeypatch):
@@ -182,7 +182,7 @@ def test_a_full_server_is_a_sentence_and_retry_helps(remote, volume):
         assert "sessions of the server are in use" in sentence_of_failure(second)
         second.client.set_volume(volume, WINDOW)
         first.client.close()
-        end = time.monotonic() + 5
+        end = time.monotonic() + 60
         while app.sessions and time.monotonic() < end:
             time.sleep(0.01)
         second.client.retry()
@@ -230,7 +230,7 @@ def test_a_volume_goes_over_a_slow_line_with_tls(app, remote, certificates):
         host.client.set_volume(noise_volume(6), WINDOW)
         host.client.add_segment("square", 1)
         host.client.add_prompt(1, PointPrompt((125.0, 125.0, 20.0)))
-        host.until_told(MaskChanged, 30)
+        host.until_told(MaskChanged)
         assert host.longest < LONGEST_PUMP, host.longest
         line.close()
 
@@ -292,7 +292,7 @@ def test_a_line_that_breaks_during_the_upload_goes_on(app, remote):
         line.cut()
         host.client.add_segment("square", 1)
         host.client.add_prompt(1, PointPrompt((125.0, 125.0, 20.0)))
-        host.until_told(MaskChanged, 30)
+        host.until_told(MaskChanged)
         line.close()
 
 
@@ -328,11 +328,11 @@ def test_a_server_that_restarts_gets_everything_anew(remote, volume):
 
 
 def test_a_session_that_expired_is_made_anew(remote, volume):
-    app = ServerApp(TOKEN, Limits(idle_seconds=0.05), RegionEngines())
+    app = ServerApp(TOKEN, Limits(idle_seconds=1.0), RegionEngines())
     with serving(app) as server:
         host = remote(server.server_port)
         use(host, volume)
-        time.sleep(0.1)
+        time.sleep(1.1)
         app.expire()
         assert app.sessions == 0
         host.client.add_prompt(1, tube(volume, 15))
@@ -341,7 +341,7 @@ def test_a_session_that_expired_is_made_anew(remote, volume):
 
 
 def test_a_client_that_vanishes_leaves_a_session_that_ends(remote, volume):
-    app = ServerApp(TOKEN, Limits(idle_seconds=0.3), RegionEngines())
+    app = ServerApp(TOKEN, Limits(idle_seconds=1.0), RegionEngines())
     with serving(app) as server:
         host = remote(server.server_port)
         use(host, volume)
@@ -350,11 +350,11 @@ def test_a_client_that_vanishes_leaves_a_session_that_ends(remote, volume):
         session = next(iter(app._sessions.values()))
         host.client._connection.drop()  # not a word more
         assert job and session.log is not None
-        end = time.monotonic() + 10
+        end = time.monotonic() + 60
         while app.sessions and time.monotonic() < end:
             time.sleep(0.05)
         assert app.sessions == 0
-        session.join(5)
+        session.join(60)
         assert session.held_bytes == 0 and not session._thread.is_alive()
 
 

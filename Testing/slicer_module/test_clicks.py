@@ -96,7 +96,7 @@ class Work:
                 item is not None and item.text().startswith(text) for item, text in zip(items, texts, strict=True)
             )
 
-        self.desktop.wait(shown, 5)
+        self.desktop.wait(shown)
 
     def rest(self):
         """Until the worker has answered everything, and all of it is shown."""
@@ -114,7 +114,7 @@ def test_the_first_click_makes_the_mask(desktop):
     node, volume, labels = desktop.load_phantom()
     work = Work.__new__(Work)
     work.desktop, work.node, work.volume, work.labels, work.panel = desktop, node, volume, labels, panel
-    desktop.wait(lambda: panel.prompts.tool == "positive", 5)
+    desktop.wait(lambda: panel.prompts.tool == "positive")
     assert panel.input.volume_node is node
     assert panel.prompts.buttons["positive"].checked
     ras = work.middle_of(LIVER)
@@ -153,9 +153,9 @@ def test_a_view_turned_by_20_degrees(work):
 
 def test_views_are_aligned_with_the_volume_on_request(work):
     ui = work.panel.input.ui
-    work.desktop.wait(lambda: ui.alignButton.enabled, 5)
+    work.desktop.wait(lambda: ui.alignButton.enabled)
     ui.alignButton.click()
-    work.desktop.wait(lambda: not ui.alignButton.enabled, 5)
+    work.desktop.wait(lambda: not ui.alignButton.enabled)
     work.click("Red", work.middle_of(KIDNEY))
     work.wait_for_voxels()
     assert len(np.flatnonzero(work.voxels().any(axis=(1, 2)))) == 1
@@ -201,7 +201,7 @@ def test_a_box_close_to_another_is_drawn_and_a_handle_is_pulled(work, segment):
     width = np.ptp([first.corner_a, first.corner_b], axis=0)[0]
     assert np.isclose(np.ptp([second.corner_a, second.corner_b], axis=0)[0] / width, 72 / 44, rtol=0.05)
     view.drag((x + 45, y - 45), (x + 53, y - 53))  # right on a corner of the second one
-    work.desktop.wait(lambda: work.session.prompts[1].prompt != second, 5)
+    work.desktop.wait(lambda: work.session.prompts[1].prompt != second)
     assert len(work.session.prompts) == 2 and work.session.prompts[0].prompt == first
 
 
@@ -358,7 +358,7 @@ def test_choosing_a_segment_in_the_table_directs_the_next_click(work):
     first = work.session.current_segment_id
     work.panel.segments.add()
     work.panel.segments.ui.segmentsTable.setSelectedSegmentIDs([first])
-    work.desktop.wait(lambda: work.session.current_segment_id == first, 5)
+    work.desktop.wait(lambda: work.session.current_segment_id == first)
     work.click("Red", work.middle_of(KIDNEY))
     work.desktop.wait(lambda: len(work.session.prompts) == 2)
     assert {info.segment_id for info in work.session.prompts} == {first}
@@ -371,7 +371,7 @@ def test_a_right_click_puts_the_tool_away(work):
     view.move((150, 150))
     view._event((150, 150), "RightButtonPressEvent")
     view._event((150, 150), "RightButtonReleaseEvent")
-    work.desktop.wait(lambda: work.panel.prompts.tool is None, 5)
+    work.desktop.wait(lambda: work.panel.prompts.tool is None)
     assert not work.button("positive").checked
 
 
@@ -407,7 +407,7 @@ def test_a_click_outside_the_volume_is_a_sentence(work):
     view = work.desktop.views["Red"]
     view.node.SetFieldOfView(900.0, 900.0, 1.0)
     view.click((8, 8))
-    work.desktop.wait(lambda: work.desktop.messages(), 10)
+    work.desktop.wait(lambda: work.desktop.messages())
     assert "outside the volume" in work.desktop.messages()[0]
     assert work.session.prompts == () and not work.voxels().any()
 
@@ -416,7 +416,7 @@ def test_keys(work):
     window = slicer.util.mainWindow()
     window.show()
     window.activateWindow()
-    work.desktop.wait(lambda: window.isActiveWindow, 5)
+    work.desktop.wait(lambda: window.isActiveWindow)
     work.panel.prompts.choose(None)
     qt.QTest.keyClick(window, qt.Qt.Key_P)
     assert work.panel.prompts.tool == "positive"

@@ -154,7 +154,7 @@ def test_made_of_a_folder_reviewed_and_accepted(work):
     work.mend()
     before = slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLScalarVolumeNode")
     work.accept()
-    work.desktop.wait(lambda: work.opened is not None, 5)
+    work.desktop.wait(lambda: work.opened is not None)
     assert work.opened.key == coming, "what was loaded in advance is shown"
     work.wait_for_state("scan1", "accepted")
     assert (work.kept_labels(work.cohort.accepted(work.case("scan1").key)) == work.labels["scan1"]).all()
@@ -385,11 +385,11 @@ def shown_axial(work):
 def test_keys_are_left_to_whoever_types(work):
     work.create()
     work.open("scan0")
-    work.desktop.wait(lambda: work.has_shortcut("Return"), 5)
+    work.desktop.wait(lambda: work.has_shortcut("Return"))
     work.panel.open_tab("segment")
-    work.desktop.wait(lambda: not work.has_shortcut("Return"), 5)
+    work.desktop.wait(lambda: not work.has_shortcut("Return"))
     work.panel.open_tab("cohort")
-    work.desktop.wait(lambda: work.has_shortcut("Return"), 5)
+    work.desktop.wait(lambda: work.has_shortcut("Return"))
     path = qt.QComboBox(work.tab.widget)  # has the focus for its line of text, as in a field for a path
     path.editable = True
     work.desktop.widget.parent.activateWindow()
@@ -397,11 +397,11 @@ def test_keys_are_left_to_whoever_types(work):
         typed.show()
         typed.setFocus()
         assert qt.QApplication.focusWidget() is typed
-        work.desktop.wait(lambda: not work.has_shortcut("Return"), 5)
+        work.desktop.wait(lambda: not work.has_shortcut("Return"))
         work.ui.waySelector.setFocus()
-        work.desktop.wait(lambda: work.has_shortcut("Return"), 5)
+        work.desktop.wait(lambda: work.has_shortcut("Return"))
     work.desktop.leave()
-    work.desktop.wait(lambda: not work.has_shortcut("Tab"), 5)
+    work.desktop.wait(lambda: not work.has_shortcut("Tab"))
 
 
 def test_enter_pressed_twice_or_held_accepts_one_case(work):
@@ -414,7 +414,7 @@ def test_enter_pressed_twice_or_held_accepts_one_case(work):
     window = slicer.util.mainWindow()
     window.show()
     window.activateWindow()
-    work.desktop.wait(lambda: window.isActiveWindow, 5)
+    work.desktop.wait(lambda: window.isActiveWindow)
     first = work.opened
     for _ in range(200):  # held: until the next case is there, and a while longer
         qt.QTest.keyClick(window, qt.Qt.Key_Return)
@@ -435,7 +435,7 @@ def test_a_case_of_another_window_is_left_alone(work):
     work.ui.casesTable.cellDoubleClicked.emit(work.tab.list.keys.index(work.case("scan0").key), 0)
     work.desktop.wait(lambda: any("Somebody else" in text for text in work.desktop.messages()))
     assert work.opened is None and not work.tab.review.waits
-    work.desktop.wait(lambda: work.ui.casesTable.item(0, 1).text() == "Untouched, taken", 5)
+    work.desktop.wait(lambda: work.ui.casesTable.item(0, 1).text() == "Untouched, taken")
 
 
 def test_states_are_listed_and_filtered(work):
@@ -445,12 +445,12 @@ def test_states_are_listed_and_filtered(work):
     work.propose("scan1")
     work.desktop.wait(lambda: len(work.tab.list.keys) == 3)
     table = work.ui.casesTable
-    work.desktop.wait(lambda: table.item(1, 1) is not None and table.item(1, 1).text() == "Proposed", 5)
+    work.desktop.wait(lambda: table.item(1, 1) is not None and table.item(1, 1).text() == "Proposed")
     assert table.item(1, 2).text() == "0.70"
     choose_in(work.ui.filterSelector, "proposed")
     work.ui.filterSelector.activated.emit(2)
-    work.desktop.wait(lambda: table.rowCount == 1 and table.item(0, 0).text() == "scan1", 5)
-    work.desktop.wait(lambda: not table.item(0, 0).icon().isNull(), 30)
+    work.desktop.wait(lambda: table.rowCount == 1 and table.item(0, 0).text() == "scan1")
+    work.desktop.wait(lambda: not table.item(0, 0).icon().isNull())
 
 
 def test_what_cannot_be_done_is_said(work):
@@ -479,7 +479,7 @@ def test_the_learning_curve(work):
     points = curve_of(work.cohort.state)
     assert points[("case", 1)] == [(1, 0.5), (2, 0.7), (3, 0.9)]
     assert points[("dice", 2)][-1] == (3, pytest.approx(0.7))
-    work.desktop.wait(lambda: work.tab.menu.curveAction.isEnabled(), 5)
+    work.desktop.wait(lambda: work.tab.menu.curveAction.isEnabled())
     assert "It is the first one." in work.ui.workLabel.toolTip
 
 

@@ -13,6 +13,7 @@ from dicom_samples import write_series
 from orthanc_server import running_orthanc, tls_proxy
 from SAMFineTunePanels import packages
 from service.department import Department
+from service.servers import Line
 from test_served_cohorts import use_server
 
 from SAMFineTuneLib.cohort.cohort_folder import Cohort
@@ -41,6 +42,14 @@ def server(tmp_path_factory):
                          SeriesDescription=f"scan {number}")  # fmt: skip
             store.store(sorted(series.iterdir()))
         yield f"http://127.0.0.1:{port}/dicom-web", store
+
+
+@pytest.fixture
+def slow(server):
+    """The server behind a line on which an image takes a while, so that there is time to stop a fetch."""
+    line = Line(urlsplit(server[0]).port, delay=0.05)
+    yield f"http://127.0.0.1:{line.port}/dicom-web"
+    line.close()
 
 
 class Pacs:
@@ -116,8 +125,8 @@ def test_a_cohort_from_a_pacs_and_its_labels_back(server, desktop, tmp_path):
     assert not any(word in kept for word in ("secret", "wrong", "Miller", "Smith"))
 
 
-def test_a_killed_fetch_is_one_sentence_and_goes_on(server, desktop, tmp_path):
-    pacs = Pacs(desktop, server[0], tmp_path / "scans")
+def test_a_killed_fetch_is_one_sentence_and_goes_on(slow, desktop, tmp_path):
+    pacs = Pacs(desktop, slow, tmp_path / "scans")
     pacs.press(pacs.ui.listButton)
     pacs.ui.goButton.click()
     desktop.wait(lambda: len([*tmp_path.glob("scans/.*/[!.]*.dcm")]) > 3)
@@ -135,8 +144,8 @@ def test_a_killed_fetch_is_one_sentence_and_goes_on(server, desktop, tmp_path):
     assert before.items() <= after.items(), "what had arrived is not fetched again"
 
 
-def test_stop_and_an_address_that_does_not_answer(server, desktop, tmp_path):
-    pacs = Pacs(desktop, server[0], tmp_path / "scans")
+def test_stop_and_an_address_that_does_not_answer(slow, desktop, tmp_path):
+    pacs = Pacs(desktop, slow, tmp_path / "scans")
     pacs.press(pacs.ui.listButton)
     pacs.ui.goButton.click()
     desktop.wait(lambda: len([*tmp_path.glob("scans/.*/*.dcm")]) > 1)

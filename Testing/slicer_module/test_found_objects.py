@@ -21,7 +21,7 @@ def test_finding_objects_shows_that_it_runs_at_once_and_can_be_cancelled(work):
     work.desktop.wait(lambda: ui.findButton.enabled)
     ui.findButton.click()
     assert not ui.findButton.enabled
-    work.desktop.wait(lambda: "Finding objects" in panel.status.ui.statusLabel.text, 5)
+    work.desktop.wait(lambda: "Finding objects" in panel.status.ui.statusLabel.text)
     assert not panel.status.ui.cancelButton.isHidden() and not panel.status.ui.busyBar.isHidden()
     assert not ui.findButton.enabled
     panel.status.ui.cancelButton.click()
@@ -138,7 +138,7 @@ def test_objects_are_found_named_kept_and_dropped(work):
     kept = list(segmentation.GetSegmentIDs())[-2:]
     work.desktop.wait(lambda: all(work.voxels(i).any() for i in kept))
     ui.objectsTable.selectRow(0)
-    work.desktop.wait(lambda: ui.dropButton.enabled, 5)
+    work.desktop.wait(lambda: ui.dropButton.enabled)
     ui.dropButton.click()
     assert ui.objectsTable.rowCount == rows - 3
     ui.dropAllButton.click()

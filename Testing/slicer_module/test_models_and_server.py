@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+import time
 
 import pytest
+from desktop import PATIENCE
 from test_clicks import KIDNEY, LIVER, Work
 
 
@@ -88,14 +91,14 @@ def test_a_worker_that_cannot_start_is_a_sentence_and_can_be_tried_again(desktop
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     work = Work(desktop)
     ui = work.panel.status.ui
-    desktop.wait(lambda: not ui.retryButton.isHidden(), 10)
-    desktop.wait(lambda: "/nowhere/python" in ui.messageText.plainText, 5)
+    desktop.wait(lambda: not ui.retryButton.isHidden())
+    desktop.wait(lambda: "/nowhere/python" in ui.messageText.plainText)
     work.click("Red", work.middle_of(KIDNEY))
     desktop.wait(lambda: len(work.session.prompts) == 1)
     work.panel.host.client._connection._executable = executable
     ui.retryButton.click()
     work.wait_for_voxels()  # the click that waited is answered
-    desktop.wait(lambda: ui.retryButton.isHidden(), 5)
+    desktop.wait(lambda: ui.retryButton.isHidden())
 
 
 @pytest.fixture
@@ -109,14 +112,10 @@ def server(tmp_path):
          "--token-file", str(token), "--handshake", str(handshake)],
         stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    import json
-    import time
-
-    end = time.monotonic() + 30
+    end = time.monotonic() + PATIENCE
     while not handshake.exists():
         assert time.monotonic() < end and process.poll() is None
         time.sleep(0.02)
-    time.sleep(0.1)
     yield f"http://127.0.0.1:{json.loads(handshake.read_text())['port']}", token.read_text().strip()
     process.kill()
     process.wait()
@@ -132,7 +131,7 @@ def enter(work, address, token):
 def answer_of_test(work):
     label = work.panel.server.ui.serverLabel
     work.panel.server.ui.testButton.click()
-    work.desktop.wait(lambda: label.text not in ("", "Asking the server…"), 30)
+    work.desktop.wait(lambda: label.text not in ("", "Asking the server…"))
     return label.text
 
 

@@ -121,11 +121,11 @@ def test_a_slicer_whose_own_package_is_too_old_is_a_sentence(monkeypatch):
 
 def test_cancelling_ends_the_process_and_says_how_to_go_on(desktop, wheels, small, install):
     install.start(small)
-    desktop.wait(lambda: desktop.processes(), 10)
+    desktop.wait(lambda: desktop.processes())
     install.cancel()
     desktop.wait(lambda: install.done_seen)
     assert "cancelled" in install.done_seen[0] and small.missing()
-    desktop.wait(lambda: not desktop.processes(), 10)
+    desktop.wait(lambda: not desktop.processes())
     install.start(small)
     desktop.wait(lambda: len(install.done_seen) == 2)
     assert install.done_seen[1] == ""

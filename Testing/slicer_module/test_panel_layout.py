@@ -296,12 +296,12 @@ def test_a_message_goes_when_what_it_is_about_is_undone(work):
     work.rest()
     session = panel.host.session
     panel.host.tell("Notice", Told("Only excluding points."))
-    desktop.wait(lambda: session.state.settled, 5)
+    desktop.wait(lambda: session.state.settled)
     panel.host.act(refuse)
     panel.host.warn("The disk is full.")
     assert panel.status.messages == ["Only excluding points.", "That cannot be.", "The disk is full."]
     panel.host.act(session.undo)
-    desktop.wait(lambda: panel.status.messages == ["The disk is full."], 10)
+    desktop.wait(lambda: panel.status.messages == ["The disk is full."])
 
 
 class Told:
@@ -344,7 +344,7 @@ def test_long_names_hide_no_label_and_choices_are_not_cut(desktop):
     desktop.widget.parent.resize(400, 520)
     panel.open_tab("train")
     view = panel.train.ui.labelsList
-    desktop.wait(lambda: view.count == 2, 10)
+    desktop.wait(lambda: view.count == 2)
     desktop.pass_time(0.1)
     assert not view.horizontalScrollBar().isVisible()
     assert view.visualItemRect(view.item(1)).bottom() <= view.viewport().height

@@ -59,12 +59,12 @@ class TrainWork(Work):
 
     def open(self):
         self.panel.open_tab("train")
-        self.desktop.wait(lambda: self.train.ui.casesTable.rowCount == 2, 10)
+        self.desktop.wait(lambda: self.train.ui.casesTable.rowCount == 2)
 
     def begin(self, name, steps=2):
         self.train.ui.stepsSpinBox.setValue(steps)
         self.train.ui.nameEdit.setText(name)
-        self.desktop.wait(lambda: self.train.ui.startButton.enabled, 10)
+        self.desktop.wait(lambda: self.train.ui.startButton.enabled)
         self.train.ui.startButton.click()
 
     def until(self, state):
@@ -101,12 +101,12 @@ def test_from_the_panel_to_an_adapter_that_answers(work):
     work.until("done")
     assert any(text.startswith("Step ") and "loss" in text for text in seen)
     assert any(text.startswith("mine: Step ") for text in said), "seen wherever the panel is scrolled to"
-    work.desktop.wait(lambda: "mine: " not in strip.toolTip, 5)
+    work.desktop.wait(lambda: "mine: " not in strip.toolTip)
     assert train.runs.run.last["labels"] == ["liver"], "what is not ticked is not learned"
     assert work.panel.model.adapter_id == "mine", "selected at once"
     work.desktop.wait(lambda: work.panel.model.ui.adapterSelector.findData("mine") > 0)
     assert work.panel.model.ui.adapterSelector.currentText == "mine"
-    work.desktop.wait(lambda: (work.voxels() != before).any(), 30)
+    work.desktop.wait(lambda: (work.voxels() != before).any())
     assert "mine" in " ".join(work.desktop.messages())
     assert not (train.runs.run.folder / "cases").exists(), "copies of the images are gone"
     assert Path(train.runs.results.report).is_file() and "No case was held out" in train.ui.evidenceText.text
@@ -146,7 +146,7 @@ def test_killed_resumed_and_found_by_a_later_panel(work):
     assert work.desktop.widget.panel is None
     work.desktop.wait(lambda: not run.is_running, PATIENCE)
     run.rewind()
-    work.desktop.wait(lambda: run.poll() == [] and run.state == "stopped", 10)
+    work.desktop.wait(lambda: run.poll() == [] and run.state == "stopped")
     assert run.can_resume
 
 
@@ -157,12 +157,12 @@ def test_trainings_of_another_window_come_and_go(work):
     for name in ("one", "two"):
         theirs.append(new_run(name))
         TrainingJob(name).write(theirs[-1].folder)
-        work.desktop.wait(lambda: ui.runSelector.count == len(theirs), 5)
+        work.desktop.wait(lambda: ui.runSelector.count == len(theirs))
     assert runs.run.name == "one" and ui.runSelector.currentText == "one", "what is shown stays"
     theirs[0].discard()
-    work.desktop.wait(lambda: ui.runSelector.count == 1 and runs.run.name == "two", 5)
+    work.desktop.wait(lambda: ui.runSelector.count == 1 and runs.run.name == "two")
     theirs[1].discard()
-    work.desktop.wait(lambda: ui.runFrame.isHidden() and runs.run is None, 5)
+    work.desktop.wait(lambda: ui.runFrame.isHidden() and runs.run is None)
 
 
 def test_cases_are_checked_with_sentences(work, tmp_path):
@@ -171,7 +171,7 @@ def test_cases_are_checked_with_sentences(work, tmp_path):
     work.desktop.wait(lambda: "labelled slices" in train.ui.checkLabel.text)
     assert "2 cases of 2 patients" in train.ui.checkLabel.text and "kidney, liver" in train.ui.checkLabel.text
     work.annotated[1].GetSegmentation().RemoveSegment(work.annotated[1].GetSegmentation().GetNthSegmentID(0))
-    work.desktop.wait(lambda: train.ui.casesTable.item(1, 1).text() == "kidney", 5)
+    work.desktop.wait(lambda: train.ui.casesTable.item(1, 1).text() == "kidney")
     train.ui.labelsList.item(0).setCheckState(qt.Qt.Unchecked)
     train.ui.checkButton.click()
     work.desktop.wait(lambda: "second" in train.ui.checkLabel.text)
@@ -222,7 +222,7 @@ def test_what_belongs_to_the_scene_is_saved_with_it(work, tmp_path):
     work.desktop.wait(lambda: train.ui.casesTable.rowCount == 2)
     assert train.ui.rankSpinBox.value == 7 and train.ui.presetSelector.currentIndex == 1
     assert [case.volume_node.GetName() for case in train.cases.chosen] == ["phantom"]
-    work.desktop.wait(lambda: train.cases.wanted == ["liver"], 5)
+    work.desktop.wait(lambda: train.cases.wanted == ["liver"])
 
 
 def axes_as_slicer_draws_them(chart_node, series):
@@ -281,7 +281,7 @@ def test_without_pytorch_the_section_says_what_it_needs(work, monkeypatch):
     from SAMFineTunePanels import train_tab as section
 
     monkeypatch.setattr(section, "torch_is_there", lambda: False)
-    work.desktop.wait(lambda: not work.train.ui.packagesFrame.isHidden(), 5)
+    work.desktop.wait(lambda: not work.train.ui.packagesFrame.isHidden())
     assert "PyTorch" in work.train.ui.packagesLabel.text and not work.train.ui.startButton.enabled
     work.train.ui.packagesButton.click()
     assert "extension PyTorch" in work.desktop.messages()[-1]

@@ -49,7 +49,7 @@ def test_the_contrast(work):
 def test_the_preview_is_what_the_model_sees(work):
     ui = work.panel.input.ui
     ui.contrastSection.collapsed = False
-    work.desktop.wait(lambda: ui.previewLabel.pixmap is not None and not ui.previewLabel.pixmap.isNull(), 5)
+    work.desktop.wait(lambda: ui.previewLabel.pixmap is not None and not ui.previewLabel.pixmap.isNull())
     image = ui.previewLabel.pixmap.toImage()
     grey = [qt.QColor(image.pixel(image.width() // 2, y)).red() for y in range(image.height())]
     assert min(grey) == 0 and max(grey) > 150
@@ -71,11 +71,11 @@ def test_the_preview_follows_the_browsed_frame_of_a_sequence(work):
     ui.volumeSelector.setCurrentNode(browser.GetProxyNode(sequence))
     work.box_round()
     ui.contrastSection.collapsed = False
-    work.desktop.wait(lambda: not ui.previewLabel.pixmap.isNull(), 5)
+    work.desktop.wait(lambda: not ui.previewLabel.pixmap.isNull())
     shown = [ui.previewLabel.pixmap.toImage()]
     browser.SetSelectedItemNumber(1)
     logic.UpdateProxyNodesFromSequences(browser)
-    work.desktop.wait(lambda: ui.previewLabel.pixmap.toImage() != shown[0], 10)
+    work.desktop.wait(lambda: ui.previewLabel.pixmap.toImage() != shown[0])
     assert work.session.volume.array[12, 64].tolist() == work.volume.array[12, 64].tolist(), "the masks keep theirs"
 
 
