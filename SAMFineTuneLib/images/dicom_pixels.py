@@ -8,10 +8,12 @@ with nothing but the compressed frames and their format, because on whole files 
 from __future__ import annotations
 
 import hashlib
+import struct
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +27,7 @@ from pydicom.uid import (
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     MultiFrameGrayscaleWordSecondaryCaptureImageStorage,
+    RLELossless,
     SecondaryCaptureImageStorage,
     generate_uid,
 )
@@ -213,6 +216,30 @@ def _require_size(encoded: bytes, rows: int, columns: int, name: str) -> None:
         at += 1 if marker == 0xFF else 2 + int.from_bytes(encoded[at + 2 : at + 4], "big")
 
 
+def _require_rle_size(encoded: bytes, rows: int, columns: int, name: str) -> None:
+    """Raise UserError if a segment of a picture in RLE, which holds one byte of each pixel, has a row more than the
+    header states: GDCM would cut it off. ValueError if it has fewer pixels: GDCM does not notice that in empty ones.
+    """
+    count, *offsets = struct.unpack_from("<16I", encoded)
+    for start, end in pairwise([*offsets[:count], len(encoded)]):
+        at, pixels = start, 0
+        while at < end - 1:
+            head = encoded[at]
+            if head < 128:  # as many bytes as they are
+                at += head + 2
+                pixels += head + 1
+            else:  # one byte, repeated; 128 has none
+                at += 2 if head > 128 else 1
+                pixels += 257 - head if head > 128 else 0
+        if pixels < rows * columns:
+            raise ValueError(f"{pixels} pixels")
+        if pixels >= (rows + 1) * columns:
+            raise UserError(
+                f"The compressed picture in “{name}” has {pixels} pixels, but its header states {columns} × {rows}; "
+                "export it again."
+            )
+
+
 def _decode(dataset: Dataset, frames: Sequence[int]) -> np.ndarray:
     """Stored values [n, row, column] of 0-based `frames`, one channel."""
     photometric = text(dataset.PhotometricInterpretation)
@@ -252,8 +279,9 @@ def _decode_with_gdcm(dataset: Dataset, syntax: UID, frames: Sequence[int]) -> n
     count = int(dataset.get("NumberOfFrames") or 1)
     tables = [table for name in _OFFSETS if isinstance(table := read_value(dataset, name), bytes)]
     encoded = encoded_frames(dataset.PixelData, count, tuple(tables) if len(tables) == 2 else None)
+    check = _require_rle_size if syntax == RLELossless else _require_size
     for n in frames:
-        _require_size(encoded[n], int(dataset.Rows), int(dataset.Columns), Path(dataset.filename).name)
+        check(encoded[n], int(dataset.Rows), int(dataset.Columns), Path(dataset.filename).name)
     plain = Dataset()
     plain.file_meta = FileMetaDataset()
     plain.file_meta.TransferSyntaxUID = syntax

@@ -1,5 +1,6 @@
 """Voxel values of DICOM files: every transfer syntax, rescaling, MONOCHROME1, padding, damage."""
 
+import re
 import warnings
 from pathlib import Path
 
@@ -372,6 +373,26 @@ def test_a_compressed_picture_of_another_size_than_stated_is_refused(tmp_path, r
         pytest.skip(str(error))
     dataset.Rows, dataset.Columns = rows, columns
     with pytest.raises(UserError, match=f"has 40 × 48 pixels, but its header states {columns} × {rows}"):
+        read_volume(save(dataset, tmp_path / "a.dcm"))
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(46, 40), (48, 36)])
+def test_rle_with_more_pixels_than_stated_is_refused(tmp_path, rows, columns):
+    """Otherwise only the upper part of the picture would be read."""
+    dataset = image_dataset(smooth("u2", 0, 4000)[0])
+    dataset.compress(RLELossless, generate_instance_uid=False)
+    dataset.Rows, dataset.Columns = rows, columns
+    with pytest.raises(UserError, match=f"has 1920 pixels, but its header states {columns} × {rows}"):
+        read_volume(save(dataset, tmp_path / "a.dcm"))
+
+
+def test_rle_whose_first_segment_is_empty_is_damaged(tmp_path):
+    dataset = image_dataset(smooth("u2", 0, 4000)[0])
+    dataset.compress(RLELossless, generate_instance_uid=False)
+    header = (2).to_bytes(4, "little") + (64).to_bytes(4, "little")
+    assert dataset.PixelData.count(header) == 1
+    dataset.PixelData = re.sub(re.escape(header) + b"....", header + header[4:], dataset.PixelData, flags=re.DOTALL)
+    with pytest.raises(UserError, match="“a.dcm”.*damaged or cut off"):
         read_volume(save(dataset, tmp_path / "a.dcm"))
 
 
