@@ -29,13 +29,12 @@ from SAMFineTuneLib.cases.label_grid import MATCHES, fit_labels
 from SAMFineTuneLib.cases.label_map import Meaning
 from SAMFineTuneLib.cases.nnunet_labels import read_meaning
 from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.images.images_below import LABEL_FOLDERS, LABEL_SUFFIX
 from SAMFineTuneLib.images.read_image import ENDINGS, read_volume, split_choice
 from SAMFineTuneLib.images.read_picture import PICTURES
 from SAMFineTuneLib.images.volume import Volume
 from SAMFineTuneLib.wording import some_names, within_sentence
 
-LABEL_FOLDERS = ("labels", "masks", "segmentations")
-_LABEL_SUFFIX = re.compile(r"[._-](seg|segmentation|label|labels|mask|masks|gt)$", re.IGNORECASE)
 _CHANNEL = re.compile(r"_(\d{4})$")
 SHORT = 12
 """Digits of a case's digest that identify it in files that are passed on."""
@@ -193,7 +192,7 @@ def images_by_name(folder: Path, channels: bool = False, label: bool = False) ->
         if name is None or channel != "0000":
             continue
         if label:
-            name = _LABEL_SUFFIX.sub("", name)
+            name = LABEL_SUFFIX.sub("", name)
         if name in found:
             raise UserError(f"{folder} holds {found[name].name} and {path.name}, both named {name}; keep one of them.")
         found[name] = path

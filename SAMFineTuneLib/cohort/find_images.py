@@ -7,7 +7,7 @@
 | a `.csv` of `image,label,patient` | those listed; those with a label are accepted; labels and patients may be empty |
 | any other folder | its image files, and every folder below it that holds DICOM files, each series by itself |
 
-Slicer segmentations (`.seg.nrrd`) and folders of cohorts are not images. One series of several in a DICOM folder is
+`images_below` says which files are not images. One series of several in a DICOM folder is
 named by its UID behind a #, which stays when the folder gets more.
 """  # noqa: E501
 
@@ -18,11 +18,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from SAMFineTuneLib.cases.case_lists import LISTS, read_list
-from SAMFineTuneLib.cases.cases import LABEL_FOLDERS, Case, find_cases, images_by_name
-from SAMFineTuneLib.cohort.cohort_export import PROVENANCE
-from SAMFineTuneLib.cohort.cohort_folder import STATE_FILE
+from SAMFineTuneLib.cases.cases import Case, find_cases, images_by_name
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.images.images_below import images_below
+from SAMFineTuneLib.images.images_below import LABEL_FOLDERS, images_below
 from SAMFineTuneLib.images.read_image import split_choice
 
 
@@ -79,9 +77,7 @@ def find_images(source: str | Path, match: str = "") -> list[FoundImage]:
         labels = [source / name for name in LABEL_FOLDERS if (source / name).is_dir()]
         found = _with_labels(source, [images], next(iter(labels), None), False, match)
     else:
-        of_a_cohort = {STATE_FILE, PROVENANCE}  # its own folder, and what was exported from it
-        below = images_below(source, lambda names: not of_a_cohort.isdisjoint(names))
-        found = [FoundImage(path, beside=beside) for path, beside in below.items()]
+        found = [FoundImage(path, beside=beside) for path, beside in images_below(source).items()]
     if not found:
         raise UserError(f"“{source}” holds no images; it needs NIfTI, NRRD, MetaImage, PNG or DICOM files.")
     return sorted(found, key=lambda one: split_choice(one.image)[0])  # series of a folder stay in their order

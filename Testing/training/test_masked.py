@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -94,6 +97,34 @@ def test_volumes_are_found_in_files_and_dicom_folders(volumes, tmp_path):
     found = masked.find_volumes(volumes)
     assert [path.name for path in found] == ["a.nii.gz", "b.nii.gz", "series"]
     assert len(masked.pictures_of(found)) == 11
+
+
+@pytest.mark.parametrize("place", ["", "task/"])
+@pytest.mark.parametrize(
+    ("image", "label", "said"),
+    [
+        ("images/p1.nii.gz", "labels/p1.nii.gz", "labels"),
+        ("imagesTr/p1_0000.nii.gz", "labelsTr/p1.nii.gz", "labelsTr"),
+        ("p1_t1.nii.gz", "p1_seg.nii.gz", "p1_seg.nii.gz"),
+        ("p1.nii.gz", "p1-Label.nii.gz", "p1-Label.nii.gz"),
+    ],
+)
+def test_label_maps_are_not_learned_as_images(volumes, place, image, label, said):
+    """Labels beside the images of "unlabelled" volumes, in the usual layouts."""
+    for name in (image, label):
+        (volumes / place / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(volumes / "a.nii.gz", volumes / place / name)
+    told = []
+    found = masked.find_volumes(volumes, told.append)
+    assert found == sorted([volumes / "a.nii.gz", volumes / "b.nii.gz", volumes / place / image])
+    assert told == [f"Left out as label maps, judged by their names: {Path(place + said)}."]
+
+
+def test_label_maps_of_a_cohort_are_not_learned_as_images(volumes):
+    (volumes / "cohort" / "accepted").mkdir(parents=True)
+    (volumes / "cohort" / "cohort.json").write_text("{}")
+    shutil.copy(volumes / "a.nii.gz", volumes / "cohort" / "accepted")
+    assert len(masked.find_volumes(volumes)) == 2
 
 
 def test_folders_that_may_not_be_looked_into_are_said(volumes, monkeypatch):
