@@ -101,6 +101,7 @@ class Frame:
     has_rescale: bool  # whether the file gives one of the two
     window: IntensityWindow | None
     instance: float | None
+    instance_uid: str = ""
     backwards: bool = False  # the positions of the file's frames decrease along the normal
     traits: Mapping[str, Trait] = field(default_factory=dict)  # distinguish the volumes of a series
 
@@ -299,6 +300,7 @@ def _frame(path: Path, rows: int, columns: int, found: Attributes) -> Frame:
         has_rescale=any(number(found[name]) is not None for name in ("RescaleSlope", "RescaleIntercept")),
         window=_window(found["WindowCenter"], found["WindowWidth"], found["VOILUTFunction"]),
         instance=number(found["InstanceNumber"]),
+        instance_uid=uid(found["SOPInstanceUID"]),
         traits=traits(found),
     )
 

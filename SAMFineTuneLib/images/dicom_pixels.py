@@ -35,7 +35,7 @@ from pydicom.uid import (
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.dicom_geometry import DicomStack
 from SAMFineTuneLib.images.dicom_headers import Frame
-from SAMFineTuneLib.images.dicom_values import number, read_value, text, whole_number
+from SAMFineTuneLib.images.dicom_values import number, read_value, text, uid, whole_number
 from SAMFineTuneLib.images.pydicom_versions import apply_modality_lut, encoded_frames, save, stored_values
 from SAMFineTuneLib.images.sitk_images import quiet
 
@@ -138,6 +138,8 @@ def _read_file(path: Path, frames: Sequence[Frame]) -> list[Piece]:
             dataset = pydicom.dcmread(path, force=True)
             if not any(name in dataset for name in _PIXELS):
                 raise UserError(f"“{path.name}” holds no pixels: it is cut off or not an image; copy it again.")
+            if frames[0].instance_uid != uid(read_value(dataset, "SOPInstanceUID")):
+                raise UserError(f"“{path.name}” was replaced by another image while it was read; read it again.")
             kind = text(_syntax(dataset).name)
             _complete(dataset)
             longer = _is_longer(dataset, path.name)

@@ -41,11 +41,23 @@ def read_volume(path: str | Path, series: str | None = None, no_number: float | 
             raise UserError(f"“{path}” is a pipe or a device; save the image as a file, and give that.")
         if path.stat().st_size == 0:
             raise UserError(f"“{path}” is empty; copy or export it again.")
-        return _with_usable_voxels(_read_file(path, series), no_number)
+        before = _state(path)
+        volume = _with_usable_voxels(_read_file(path, series), no_number)
+        if _state(path) != before:  # ITK reads what is missing as zeros
+            raise UserError(f"“{path}” changed while it was read; read it again when it is complete.")
+        return volume
+    except FileNotFoundError as error:
+        raise UserError(f"“{error.filename or path}” was removed while it was read; put it back.") from error
     except PermissionError as error:
         raise UserError(f"“{error.filename or path}” may not be read; check its permissions.") from error
     except MemoryError as error:
         raise UserError(f"“{path}” does not fit into memory; crop or resample it first.") from error
+
+
+def _state(path: Path) -> tuple[int, int]:
+    """What changes when another program writes a file."""
+    status = path.stat()
+    return status.st_mtime_ns, status.st_size
 
 
 def split_choice(path: Path) -> tuple[Path, str | None]:

@@ -39,6 +39,7 @@ _HEADER = np.dtype({
     "itemsize": 348,
 })  # fmt: skip
 """The fields of a NIfTI-1 header that are used."""
+_LONGEST_QUATERNION = 1.01  # its part that NIfTI stores: a unit quaternion without its first number
 _VOXELS_FROM = 352  # byte from which on a NIfTI-1 file may hold voxels
 _FLOATS = {16: "f4", 64: "f8"}  # NIfTI's numbers of types
 _SIZES = {2: 1, 4: 2, 8: 4, 16: 4, 64: 8, 256: 1, 512: 2, 768: 4, 1024: 8, 1280: 8}  # bytes of types of grey voxels
@@ -60,7 +61,7 @@ def read_volume_file(path: Path) -> Volume:
         _require_matrix(path, header)
     try:
         warnings += () if kind == "NIfTI" else check_text_header(path)
-        with quiet(), _permissive_nifti(), _plainly_named(path) as named:
+        with quiet(native=True), _permissive_nifti(), _plainly_named(path) as named:
             image = _read(named, path.name)
     except UserError:
         raise
@@ -159,6 +160,8 @@ def _require_matrix(path: Path, header: np.void) -> None:
             problem = "sform) gives no three directions"
     elif header["qform_code"] > 0 and not np.isfinite([*header["quaternion"], *header["shift"]]).all():
         problem = "qform) holds values that are not numbers"
+    elif header["qform_code"] > 0 and np.linalg.norm(header["quaternion"]) > _LONGEST_QUATERNION:
+        problem = "qform) is not a rotation"
     if problem:
         raise UserError(
             f"The matrix of “{path.name}” ({problem}, so that it is not known where the image lies; export it again."

@@ -181,3 +181,20 @@ def test_files_of_other_systems_are_not_damage(tmp_path):
     (tmp_path / "Thumbs.db").write_bytes(b"\xd0\xcf\x11\xe0" * 100)
     (tmp_path / ".DS_Store").write_bytes(b"\0\0\0\1Bud1" + bytes(300))
     assert read_volume(tmp_path).warnings == ()
+
+
+def test_a_series_that_is_replaced_while_it_is_read_is_refused(tmp_path, monkeypatch):
+    """Otherwise its voxels would lie where those of the first series were."""
+    write_series(tmp_path, stored(), shuffle=False)
+    real = pydicom.dcmread
+
+    def replaced(path, *args, stop_before_pixels=False, **kwargs):
+        if not stop_before_pixels and "series" not in seen:
+            seen.append("series")
+            write_series(tmp_path, stored(), shuffle=False, step=9.0)
+        return real(path, *args, stop_before_pixels=stop_before_pixels, **kwargs)
+
+    seen = []
+    monkeypatch.setattr(pydicom, "dcmread", replaced)
+    with pytest.raises(UserError, match="“000” was replaced by another image while it was read"):
+        read_volume(tmp_path)

@@ -356,6 +356,7 @@ def test_what_a_nifti_header_leaves_out_is_said(tmp_path, at, kind, values, said
         ((1, 1), 292, [np.inf], r"\(sform\) holds values that are not numbers"),
         ((0, 1), 280, [0] * 12, r"\(sform\) gives no three directions"),
         ((1, 0), 256, [np.nan], r"\(qform\) holds values that are not numbers"),
+        ((1, 0), 256, [0.9, 0.9, 0], r"\(qform\) is not a rotation"),
         ((1, 1), 344, [0], "lacks the mark of NIfTI"),
     ],
 )
@@ -626,3 +627,31 @@ def test_real_nifti_and_png_agree_with_nibabel_and_pillow(tmp_path):
         assert np.array_equal(
             read_volume(tmp_path / "slice one.png").array[0], np.asarray(opened.convert("L"))
         )
+
+
+@pytest.mark.parametrize(("size", "match"), [(400, "changed while it was read"), (None, "removed|cannot be read")])
+def test_a_file_that_is_cut_off_or_removed_while_it_is_read_is_refused(tmp_path, monkeypatch, size, match):
+    """As when another program copies it anew: ITK reads zeros where voxels are missing."""
+    path = save_nifti(tmp_path / "a.nii", voxels(np.uint8, (9, 20, 20)), np.eye(4))
+    read = sitk.ImageFileReader.Execute
+
+    def cut_then_read(reader):
+        path.unlink() if size is None else os.truncate(path, size)
+        return read(reader)
+
+    monkeypatch.setattr(sitk.ImageFileReader, "Execute", cut_then_read)
+    with pytest.raises(UserError, match=match):
+        read_volume(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"), [("a.mha", b"DimSize", b"Dim"), ("a.nii", b"\x03\0\5\0", b"\x03\0\xff\xff")]
+)
+def test_itk_says_nothing_itself_about_a_damaged_file(tmp_path, capfd, name, old, new):
+    sitk.WriteImage(sitk_image(voxels(), np.eye(4)), str(tmp_path / name))
+    data = (tmp_path / name).read_bytes()
+    assert old in data
+    (tmp_path / name).write_bytes(data.replace(old, new, 1))
+    with pytest.raises(UserError):
+        read_volume(tmp_path / name)
+    assert capfd.readouterr() == ("", "")
