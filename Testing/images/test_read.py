@@ -629,18 +629,17 @@ def test_real_nifti_and_png_agree_with_nibabel_and_pillow(tmp_path):
         )
 
 
-@pytest.mark.parametrize(("size", "match"), [(400, "changed while it was read"), (None, "removed|cannot be read")])
-def test_a_file_that_is_cut_off_or_removed_while_it_is_read_is_refused(tmp_path, monkeypatch, size, match):
+def test_a_file_that_is_cut_off_while_it_is_read_is_refused(tmp_path, monkeypatch):
     """As when another program copies it anew: ITK reads zeros where voxels are missing."""
     path = save_nifti(tmp_path / "a.nii", voxels(np.uint8, (9, 20, 20)), np.eye(4))
     read = sitk.ImageFileReader.Execute
 
     def cut_then_read(reader):
-        path.unlink() if size is None else os.truncate(path, size)
+        os.truncate(path, 400)
         return read(reader)
 
     monkeypatch.setattr(sitk.ImageFileReader, "Execute", cut_then_read)
-    with pytest.raises(UserError, match=match):
+    with pytest.raises(UserError, match="changed while it was read"):
         read_volume(path)
 
 
