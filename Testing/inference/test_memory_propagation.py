@@ -365,6 +365,7 @@ def bundled():
     return Predictor(open_engine(read_model_folder(BUNDLED), threads=2))
 
 
+@pytest.mark.slow
 def test_one_slice_of_each_organ_gives_the_organ_in_three_dimensions(bundled):
     volume, labels, names = body_phantom()
     window = choose_window(volume, None)

@@ -84,6 +84,7 @@ def test_a_training_from_the_first_look_to_an_adapter_that_can_be_chosen(cases, 
     assert find_runs() == [] and AdapterStore().get("mine")
 
 
+@pytest.mark.slow
 def test_stopped_killed_and_taken_up_by_a_later_window(cases):
     run = begin(job("mine", cases, steps=400))  # never done
     until(run, lambda events: 2 in steps(events), "step 2")

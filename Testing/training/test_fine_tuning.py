@@ -380,6 +380,7 @@ def test_a_batch_that_cannot_be_shared_is_refused():
         ProcessGroup(0, 2).part_of(5)
 
 
+@pytest.mark.slow
 def test_a_killed_training_ends_as_an_uninterrupted_one(folder, root, tmp_path):
     """A real process, killed with no chance to clean up, right after some checkpoint."""
     script = tmp_path / "worker.py"

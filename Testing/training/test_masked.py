@@ -63,6 +63,7 @@ def test_it_learns_to_fill_in_what_was_blanked(volumes, tmp_path, monkeypatch):
     assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5])
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_to_the_same_weights(volumes, tmp_path, monkeypatch):
     monkeypatch.setattr(training_loop, "CHECKPOINT_SECONDS", -1.0)
     monkeypatch.setattr(training_loop, "CHECKPOINT_SHARE", 1e9)

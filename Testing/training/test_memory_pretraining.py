@@ -106,6 +106,7 @@ def test_a_resumed_run_repeats_the_uninterrupted_one(tmp_path, without_export):
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_model_that_propagates(tmp_path, monkeypatch):
     monkeypatch.setenv("SAMFINETUNE_HOME", str(tmp_path / "home"))
     folder = tmp_path / "carrying"

@@ -64,6 +64,7 @@ def test_stopping_leaves_a_checkpoint_and_a_folder_in_use_is_left_alone(tmp_path
     assert [entry.step for entry in train(folder, steps=3, resume=True)] == [3]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path, without_export, monkeypatch):
     class Killed(Exception):
         pass
