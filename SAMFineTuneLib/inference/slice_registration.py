@@ -102,26 +102,27 @@ def deformation(fixed: np.ndarray, moving: np.ndarray) -> np.ndarray:
     return _demons(fixed, moving, _blurred(2 * coarse.repeat(2, 1).repeat(2, 2), 1.0), _STEPS[1])
 
 
-def deformed(picture: np.ndarray, displacement: np.ndarray) -> np.ndarray:
-    """A picture (H, W) whose cells are read from displaced places, interpolated linearly."""
-    height, width = picture.shape
+def deformed(pictures: np.ndarray, displacement: np.ndarray) -> np.ndarray:
+    """Pictures (…, H, W) whose cells are read from displaced places, interpolated linearly."""
+    height, width = pictures.shape[-2:]
     rows, columns = _grid(height, width)
-    row = np.clip(rows + displacement[0], 0, height - 1.001)
-    column = np.clip(columns + displacement[1], 0, width - 1.001)
+    row = (rows + displacement[0]).clip(0, height - 1.001)
+    column = (columns + displacement[1]).clip(0, width - 1.001)
     first_row, first_column = row.astype(np.intp), column.astype(np.intp)
     row, column = row - first_row, column - first_column
-    cells, corner = picture.ravel(), first_row * width + first_column
-    upper = cells[corner] * (1 - column) + cells[corner + 1] * column
-    lower = cells[corner + width] * (1 - column) + cells[corner + width + 1] * column
+    cells, corner = pictures.reshape(*pictures.shape[:-2], -1), first_row * width + first_column
+    first, right, below, diagonal = (cells.take(corner + step, axis=-1) for step in (0, 1, width, width + 1))
+    upper = first * (1 - column) + right * column
+    lower = below * (1 - column) + diagonal * column
     return (upper * (1 - row) + lower * row).astype(np.float32)
 
 
 def _demons(fixed: np.ndarray, moving: np.ndarray, displacement: np.ndarray, steps: int) -> np.ndarray:
     fixed, moving = _blurred(fixed, _NOISE), _blurred(moving, _NOISE)
-    slopes, moving_slopes = np.stack(np.gradient(fixed)), np.gradient(moving)
+    slopes, moved_along = np.stack(np.gradient(fixed)), np.stack([moving, *np.gradient(moving)])
     for _ in range(steps):
-        slope = (slopes + [deformed(each, displacement) for each in moving_slopes]) / 2
-        difference = fixed - deformed(moving, displacement)
+        moved, *moved_slopes = deformed(moved_along, displacement)
+        slope, difference = (slopes + moved_slopes) / 2, fixed - moved
         steepness = (slope**2).sum(0) + difference**2 / (2 * _LONGEST) ** 2
         displacement = _blurred(displacement + slope * (difference / np.maximum(steepness, 1e-6)), _STIFFNESS)
     return displacement
