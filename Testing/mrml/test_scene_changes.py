@@ -458,6 +458,19 @@ def test_a_box_pulled_to_nothing_is_put_back_and_that_is_said(host, made, red, s
     assert len(host.texts(Failed)) == 1
 
 
+def test_a_box_whose_points_the_markups_module_deletes_is_deleted_until_undo(host, made, red):
+    node = a_box(host, made, red)
+    (before,) = host.session.prompts
+    kept = held_voxels(host.session, "first")
+    node.RemoveAllControlPoints()
+    host.settle()
+    assert host.session.prompts == () and not held_voxels(host.session, "first").any() and not host.texts(Failed)
+    host.session.undo()
+    host.settle()
+    assert host.session.prompts == (before,) and np.array_equal(held_voxels(host.session, "first"), kept)
+    assert min(node.GetSize()) > 0 and node.GetNumberOfControlPoints() == 1
+
+
 def test_a_box_turned_inside_out_is_turned_back_and_that_is_said(host, made, red):
     node = a_box(host, made, red)
     before, kept = host.session.prompts, held_voxels(host.session, "first")

@@ -117,8 +117,10 @@ def _read_roi(node, marker: Marker) -> Markup:
 
 
 def is_collapsed(node) -> bool:
-    """Whether the user has pulled a box until it has no extent in some direction."""
-    return is_roi(node) and min(node.GetSize()) <= 0 and _is_placed(node)
+    """Whether the user has pulled a box until it has no extent in some direction. Without its control point, which
+    Slicer's Markups module removes, it is deleted instead.
+    """
+    return is_roi(node) and min(node.GetSize()) <= 0 and bool(world_points(node))
 
 
 def turn_inside_in(node) -> bool:
