@@ -61,6 +61,7 @@ class LocalWorker(Connection):
         self._started: list[float] = []
         self._running = False  # whether a process was started, which may have ended unnoticed
         self._failures = 0
+        self._can_run = False  # whether one has written its port, so that the installation is not what is wrong
 
     @property
     def log(self) -> Path | None:
@@ -142,13 +143,12 @@ class LocalWorker(Connection):
                 raise Unusable(f"The worker did not start within {_START_SECONDS:.0f} seconds{self._last_words()}; try "
                                "again.") from None  # fmt: skip
             return
-        self._link = HttpLink(Address("127.0.0.1", port), self._token)
+        self._link, self._can_run = HttpLink(Address("127.0.0.1", port), self._token), True
 
     def _died(self) -> None:
-        """The process has ended: the next `ready` starts it again. Raises Unusable when it never wrote its port."""
-        came_up = self._link is not None
+        """The process has ended: the next `ready` starts it again. Raises Unusable when none ever wrote its port."""
         self._forget()
-        if not came_up:
+        if not self._can_run:
             raise Unusable(f"The worker cannot run{self._last_words()}; check the installation, then try again.")
 
     def _give_up_process(self) -> None:

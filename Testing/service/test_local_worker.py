@@ -142,6 +142,21 @@ def test_a_worker_killed_in_mid_propagation_is_replaced_and_nothing_is_lost(star
     assert host.longest < LONGEST_PUMP, host.longest
 
 
+def test_a_worker_killed_while_it_starts_again_is_replaced_too(start, case):
+    volume, inside, k = case
+    host = start()
+    host.client.set_volume(volume)
+    host.client.add_segment("organ", 1)
+    host.until(lambda _: host.client.status.state == "ready", 60)
+    first = host.client._connection._starter.process.pid
+    kill(host)
+    host.client.add_prompt(1, inside(k))
+    host.until(lambda _: host.client._connection._starter.process.pid != first, 60)
+    kill(host)
+    host.until_told(MaskChanged, 60)
+    assert not [event for event in host.told if isinstance(event, Failed)]
+
+
 def test_results_survive_a_worker_that_dies_after_them(start, case):
     """Masks, undo and redo are as before, and the propagation is not run again."""
     volume, inside, k = case
