@@ -185,7 +185,8 @@ def _facts(adapter: AdapterFolder) -> list[tuple[str, str]]:
         ("cases", str(len(card.cases))),
         ("trained", " ".join(filter(None, (card.date, f"in {duration(card.seconds)}" if card.seconds else "",
                                            f"on {card.hardware}" if card.hardware else "")))),
-        *((str(key), _plain(value)) for key, value in card.recipe.items()),
+        *((str(key), ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value))
+          for key, value in card.recipe.items()),
     ]  # fmt: skip
     for gain in card.gains:
         before = "no answer" if gain.means[0] is None else f"Dice {dice_text(gain.means[0], gain.interval_before)}"
@@ -204,7 +205,3 @@ def _gain(card: Card) -> tuple[str, str, str]:
     overall = {gain.prompt: gain for gain in card.gains}.values()  # the last of each kind: all labels together
     gain = min(overall, key=lambda gain: None in gain.means, default=None)
     return (gain.prompt, *map(dice_text, gain.means)) if gain else ("-", "-", "-")
-
-
-def _plain(value: object) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)

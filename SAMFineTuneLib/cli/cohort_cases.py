@@ -15,7 +15,7 @@ from SAMFineTuneLib.cli.arguments import add_match_labels
 from SAMFineTuneLib.cli.cohort_on_server import open_here, open_served
 from SAMFineTuneLib.cli.cohort_status import case_facts, print_status
 from SAMFineTuneLib.cli.describe import print_table
-from SAMFineTuneLib.cli.long_work import counting
+from SAMFineTuneLib.cli.long_work import counting, on_interrupt
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.wording import counted
 
@@ -123,14 +123,12 @@ def _send(args: argparse.Namespace, images: Sequence[FoundImage]) -> tuple[Cohor
     from SAMFineTuneLib.service.send_images import send_images
 
     served = open_served(args)
-    try:
-        with counting("sending image") as show:
-            added, notes = send_images(served, images, lambda done, total, name, part: show(
-                done, total, f"{name} ({part:.0%})"))  # fmt: skip
-        renamed = [f"{name} is called {there} there." for name, there in added if not name.startswith(there)]
-        return served.cohort, len(added), renamed + notes
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt("stopped; the same command continues with the other scans.") from None
+    later = "stopped; the same command continues with the other scans."
+    with on_interrupt(later), counting("sending image") as show:
+        added, notes = send_images(served, images, lambda done, total, name, part: show(
+            done, total, f"{name} ({part:.0%})"))  # fmt: skip
+    renamed = [f"{name} is called {there} there." for name, there in added if not name.startswith(there)]
+    return served.cohort, len(added), renamed + notes
 
 
 def _locate(args: argparse.Namespace) -> None:

@@ -16,7 +16,7 @@ from SAMFineTuneLib.cli import console
 from SAMFineTuneLib.cli.arguments import add_certificate
 from SAMFineTuneLib.cli.cohort_on_server import case_names, open_here
 from SAMFineTuneLib.cli.describe import print_table
-from SAMFineTuneLib.cli.long_work import counting
+from SAMFineTuneLib.cli.long_work import counting, on_interrupt
 from SAMFineTuneLib.errors import UserError
 
 if TYPE_CHECKING:
@@ -58,11 +58,8 @@ def _fetch(args: argparse.Namespace) -> None:
     if not found:
         raise UserError(f"“{args.server}” has no image series like that; leave out some of the options.")
     if not args.list:
-        try:
-            with counting("fetching image") as show:
-                store.fetch_all(found, args.output, show)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt("stopped; the same command continues.") from None
+        with on_interrupt("stopped; the same command continues."), counting("fetching image") as show:
+            store.fetch_all(found, args.output, show)
         print(f"fetched     {len(found)} series into {args.output}")
     rows = [(one.series, one.modality, str(one.images or "?"), one.folder, one.description) for one in found]
     print_table([("SERIES", "MODALITY", "IMAGES", "FOLDER", "DESCRIPTION"), *rows])

@@ -14,7 +14,7 @@ from SAMFineTuneLib.cli import console
 from SAMFineTuneLib.cli.arguments import add_engine, chosen_engine
 from SAMFineTuneLib.cli.cohort_on_server import case_names, open_cohort, open_here, open_served
 from SAMFineTuneLib.cli.cohort_status import print_status
-from SAMFineTuneLib.cli.long_work import ProgressLine, counting, stoppable, time_left
+from SAMFineTuneLib.cli.long_work import ProgressLine, counting, on_interrupt, stoppable, time_left
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.wording import counted
 
@@ -50,11 +50,9 @@ def _propose(args: argparse.Namespace) -> int:
         return _by_server(args, "propose", args.cases, args.again, args.jobs, args.scheduler)
     several = args.jobs is not None or args.scheduler or args.engine == "dask"
     cohort, engine = open_cohort(args), chosen_engine(args) if several else None
-    try:
-        with counting("segmenting case") as show:
-            done = propose(cohort, args.cases or None, args.device, args.again, show, engine=engine)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt("stopped; the same command continues with the other cases.") from None
+    later = "stopped; the same command continues with the other cases."
+    with on_interrupt(later), counting("segmenting case") as show:
+        done = propose(cohort, args.cases or None, args.device, args.again, show, engine=engine)
     state = cohort.state
     print(f"proposed    {counted(len(done.done), 'case')}")
     for key in done.failed:
@@ -131,19 +129,16 @@ def _by_server(args: argparse.Namespace, what: str, *own: object) -> int:
 
     served = open_served(args)
     served.do(what, secrets.token_hex(8), 1)
-    try:
-        with ProgressLine() as line:
-            while (news := served.follow()).busy or news.events:
-                for event in news.events:
-                    if event["event"] == "progress":
-                        line(how_far(event) + time_left(event.get("seconds_left")))
-                    elif event["event"] == "failed":
-                        raise UserError(event["text"])
-                    elif event["event"] == "done":
-                        line.note(event.get("reason") or f"{counted(event.get('proposed', 0), 'case')} proposed")
-                time.sleep(_LOOK_EVERY)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt("the server continues; “cohort status” shows when it is done.") from None
+    with on_interrupt("the server continues; “cohort status” shows when it is done."), ProgressLine() as line:
+        while (news := served.follow()).busy or news.events:
+            for event in news.events:
+                if event["event"] == "progress":
+                    line(how_far(event) + time_left(event.get("seconds_left")))
+                elif event["event"] == "failed":
+                    raise UserError(event["text"])
+                elif event["event"] == "done":
+                    line.note(event.get("reason") or f"{counted(event.get('proposed', 0), 'case')} proposed")
+            time.sleep(_LOOK_EVERY)
     served.follow()
     print_status(served.cohort)
     return 0

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from SAMFineTuneLib.cli import console, outputs
 from SAMFineTuneLib.cli.arguments import add_engine, add_match_labels, chosen_engine
-from SAMFineTuneLib.cli.long_work import ProgressLine, time_left
+from SAMFineTuneLib.cli.long_work import ProgressLine, on_interrupt, time_left
 
 if TYPE_CHECKING:
     from SAMFineTuneLib.inference.progress import Progress
@@ -102,10 +101,12 @@ def run(args: argparse.Namespace) -> int:
     outputs.require_beside(args.output, args.cases, cases)
     entries = [*enter(args.model, args.adapter, args.device), *enter_baselines(baselines)]
     parts = Path(args.output).expanduser() / PARTS
-    with _interruptible(), outputs.resumable(parts), ProgressLine() as line:
+    later = "stopped; continue with the same command and --resume."
+    with on_interrupt(later), outputs.resumable(parts), ProgressLine() as line:
 
         def show(progress: Progress) -> None:
-            line(_words(progress), progress.done == progress.total)
+            left = time_left(progress.seconds_left)
+            line(f"{progress.done} of {progress.total} jobs{left}", progress.done == progress.total)
 
         found = evaluate(
             cases, args.output, entries, settings, LabelChoice.parse(args.label), engine, args.resume, show, seconds,
@@ -120,16 +121,3 @@ def run(args: argparse.Namespace) -> int:
     print(f"written     {found.folder}")
     console.document(folder=found.folder, **json.loads((found.folder / SUMMARY).read_text(encoding="utf-8")))
     return 0
-
-
-
-@contextmanager
-def _interruptible():
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt("stopped; continue with the same command and --resume.") from None
-
-
-def _words(progress: Progress) -> str:
-    return f"{progress.done} of {progress.total} jobs{time_left(progress.seconds_left)}"

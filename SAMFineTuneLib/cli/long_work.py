@@ -82,6 +82,15 @@ def stoppable(sentence: Callable[[], str]) -> Iterator[StopSigns]:
 
 
 @contextmanager
+def on_interrupt(sentence: str) -> Iterator[None]:
+    """Have Ctrl-C in the block end the command with a sentence: how to continue, or what goes on without it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(sentence) from None
+
+
+@contextmanager
 def counting(what: str) -> Iterator[Callable[..., None]]:
     """A line of progress with the time that is left.
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from SAMFineTuneLib.cli import console, outputs
 from SAMFineTuneLib.cli.arguments import add_command_with_actions
 from SAMFineTuneLib.cli.describe import print_facts, print_table
+from SAMFineTuneLib.cli.long_work import on_interrupt
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import only_new, staged_folder
 from SAMFineTuneLib.wording import readable_size
@@ -201,11 +202,9 @@ def _download(store: Store, args: argparse.Namespace) -> None:
             bar.total = total
             bar.update(received - bar.n)
 
-        try:
+        with on_interrupt("interrupted; what has arrived is kept, run the same command again to continue or "
+                          f"`samfinetune models remove {entry.id}` to delete it."):
             model, findings = fetch(store, entry, show)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt("interrupted; what has arrived is kept, run the same command again to continue "
-                                    f"or `samfinetune models remove {entry.id}` to delete it.") from None
     _print_lines(findings)
     _say_installed(model)
 

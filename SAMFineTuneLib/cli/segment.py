@@ -154,7 +154,9 @@ def _from_prompts(args: argparse.Namespace, predictor: Predictor | None) -> Call
             statistics = segmenter.statistics()
             details = _report(segmenter, statistics, scores)
             if model:
-                _report_embeddings(model)
+                print(f"embeddings  {model.encoder_calls} computed, {model.cache.hits} times taken from the cache")
+                if model.cache.failure is not None:
+                    console.note(f"embeddings are not kept for the next time: {model.cache.failure}")
             outputs.require_new(targets, args)  # another program may have written there meanwhile
             segmenter.save(job.target, args.overwrite)
             for sentence in told:
@@ -279,10 +281,3 @@ def _report(
               f"prompted on {where}, predicted IoU {score:.2f}")  # fmt: skip
         details.append({"slices": filled, "prompted_slices": len(prompted), "predicted_iou": round(float(score), 4)})
     return details
-
-
-def _report_embeddings(predictor: Predictor) -> None:
-    """Print how many embeddings had to be computed."""
-    print(f"embeddings  {predictor.encoder_calls} computed, {predictor.cache.hits} times taken from the cache")
-    if predictor.cache.failure is not None:
-        console.note(f"embeddings are not kept for the next time: {predictor.cache.failure}")

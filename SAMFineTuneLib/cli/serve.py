@@ -21,7 +21,6 @@ from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import atomic_write
 
 if TYPE_CHECKING:
-    from SAMFineTuneLib.service.cohort_api import CohortApi
     from SAMFineTuneLib.service.protocol import Limits
     from SAMFineTuneLib.service.server import WorkerServer
 
@@ -137,14 +136,12 @@ def _server(args: argparse.Namespace, token: str, limits: Limits) -> WorkerServe
         raise UserError("TLS needs both --tls-cert and --tls-key.")
     tls = tls_context(args.tls_cert, args.tls_key) if args.tls_cert else None
     port = args.port if args.port is not None else (0 if args.handshake else _PORT)
-    cohorts = _cohorts(args, limits) if args.cohort else None
+    cohorts = None
+    if args.cohort:
+        from SAMFineTuneLib.service.cohort_api import CohortApi  # with the readers of images, for which no worker waits
+
+        cohorts = CohortApi(args.cohort, limits, not args.read_only)
     return WorkerServer(ServerApp(token, limits, may_change=not args.read_only, cohorts=cohorts), args.host, port, tls)
-
-
-def _cohorts(args: argparse.Namespace, limits: Limits) -> CohortApi:
-    from SAMFineTuneLib.service.cohort_api import CohortApi  # with the readers of images, for which no worker waits
-
-    return CohortApi(args.cohort, limits, not args.read_only)
 
 
 def _print_welcome(args: argparse.Namespace, server: WorkerServer, token: str) -> None:

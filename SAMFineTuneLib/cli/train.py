@@ -244,11 +244,13 @@ def _train(args: argparse.Namespace) -> int:
 
 def _add(store: AdapterStore, name: str, result: Result, base: ModelFolder) -> tuple[str, str]:
     """The adapter's name on this computer, "" when it was not added, and a note for the user or ""."""
-    from SAMFineTuneLib.models.adapters.merged_export import add_ready, make_ready
+    from SAMFineTuneLib.models.adapters.merged_export import make_ready
 
     if not name:
         return "", make_ready(result.adapter, base)
     try:
-        return name, add_ready(store, result.adapter, name, base)
+        note = make_ready(result.adapter, base)
+        store.add(result.adapter, name)
+        return name, note
     except UserError as error:  # the trained adapter is kept in any case
         return "", str(error)

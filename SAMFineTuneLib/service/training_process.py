@@ -118,7 +118,7 @@ def _outline(plan: Plan) -> dict[str, Any]:
 def _train(folder: Path, job: TrainingJob, tell: EventFile, stop: StopSigns) -> None:
     from SAMFineTuneLib.models.adapters.adapter_folder import read_adapter_folder
     from SAMFineTuneLib.models.adapters.adapter_store import AdapterStore
-    from SAMFineTuneLib.models.adapters.merged_export import add_ready, make_ready
+    from SAMFineTuneLib.models.adapters.merged_export import make_ready
     from SAMFineTuneLib.models.store import Store
     from SAMFineTuneLib.training.training_settings import TrainingSettings
 
@@ -140,7 +140,10 @@ def _train(folder: Path, job: TrainingJob, tell: EventFile, stop: StopSigns) -> 
     trained = (output / "card.json").is_file()  # left by a run that ended before the adapter was in the store
     notes = [] if trained else _fine_tune(cases, output, base, settings, tell, stop)
     tell("progress", stage="export", **unknown)
-    note = make_ready(store.get(job.name).path, base) if is_delivered() else add_ready(store, output, job.name, base)
+    delivered = is_delivered()
+    note = make_ready(store.get(job.name).path if delivered else output, base)
+    if not delivered:
+        store.add(output, job.name)
     card = read_adapter_folder(output).card
     tell("done", adapter=job.name, base=base.spec.id, labels=list(card.labels), heads=list(card.method.heads),
          evidence=str(card.recipe.get("evidence", "")), notes=[*notes, *([note] if note else [])], seconds=card.seconds,

@@ -15,7 +15,6 @@ from SAMFineTuneLib.models.adapters.adapter_folder import (
     require_base,
     tuned_spec,
 )
-from SAMFineTuneLib.models.adapters.adapter_store import AdapterStore
 from SAMFineTuneLib.models.adapters.apply_adapter import Misfit
 from SAMFineTuneLib.models.formats.graph_weights import files_beside
 from SAMFineTuneLib.models.optional_packages import require
@@ -57,26 +56,6 @@ def make_ready(folder: str | Path, base: ModelFolder) -> str:
         known = isinstance(error, (UserError, OSError))
         why = str(error) if known else f"Its export failed ({type(error).__name__})."
     return f"{adapter.name} runs with PyTorch only, because its folder has no ONNX files. {why}"
-
-
-def add_ready(store: AdapterStore, folder: str | Path, name: str, base: ModelFolder) -> str:
-    """`make_ready`, then copy the adapter into a store.
-
-    Args:
-        store: that gets the adapter.
-        folder: the adapter's.
-        name: of the adapter in the store.
-        base: the model that it was trained on.
-
-    Returns:
-        A sentence when the export failed, else "".
-
-    Raises:
-        UserError: when it cannot be added.
-    """
-    note = make_ready(folder, base)
-    store.add(folder, name)
-    return note
 
 
 def export_merged(
