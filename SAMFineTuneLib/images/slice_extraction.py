@@ -222,15 +222,11 @@ def _aligned(volume: Volume, plane: SlicePlane) -> _Aligned | None:
     return _Aligned(across, down, slices, index, along_columns, along_rows)
 
 
-def _on_voxels(positions: np.ndarray) -> bool:
-    return bool(np.abs(positions - np.rint(positions)).max() <= _EXACT)
-
-
 def _interpolate(values: np.ndarray, positions: np.ndarray, axis: int) -> np.ndarray:
     """Interpolate `values` linearly at fractional `positions` along an axis; constant beyond the outermost centres."""
-    last = values.shape[axis] - 1
-    if _on_voxels(positions):
-        return values.take(np.rint(positions).astype(int), axis)
+    last, nearest = values.shape[axis] - 1, np.rint(positions)
+    if np.abs(positions - nearest).max() <= _EXACT:
+        return values.take(nearest.astype(int), axis)
     positions = np.clip(positions, 0, last)
     low = np.floor(positions).astype(int)
     share = (positions - low).astype(np.float32)

@@ -12,9 +12,9 @@ from SAMFineTuneLib.models.formats.recognise_checkpoint import Recognition, buil
 from SAMFineTuneLib.models.spec import ModelFolder
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
-_ALIGNMENT = 64  # bytes
+_ALIGNMENT = 64  # bytes, as of PyTorch's own tensors
 
 
 def load_network(path: str | Path) -> tuple[Recognition, nn.Module]:
@@ -32,20 +32,13 @@ def load_network(path: str | Path) -> tuple[Recognition, nn.Module]:
     recognition = recognise(path)
     recognition.require_fit()
     _, network = build_network(recognition.state_dict, recognition.architecture == "finetune_sam")
-    weights = {
-        name: _aligned(value.float() if value.is_floating_point() else value)
-        for name, value in recognition.state_dict.items()
-    }
+    weights = {}
+    for name, value in recognition.state_dict.items():
+        value = value.float() if value.is_floating_point() else value
+        # The tensors of a file have a different alignment at every reading, and the last bits of products depend on it.
+        weights[name] = value.clone() if value.data_ptr() % _ALIGNMENT else value
     network.load_state_dict(weights, strict=True, assign=True)
     return recognition, network.eval()
-
-
-def _aligned(value: Tensor) -> Tensor:
-    """The tensor in memory aligned as PyTorch's own.
-
-    The tensors of a file have a different alignment at every reading, and the last bits of products depend on it.
-    """
-    return value.clone() if value.data_ptr() % _ALIGNMENT else value
 
 
 def load_torch_model(

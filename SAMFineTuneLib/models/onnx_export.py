@@ -126,8 +126,7 @@ def export_onnx(
             classes = _part(network, lambda *values: network.decode_classes(dict(zip(names, values, strict=True))))
             _trace(classes, tuple(embedding.values()), building / "classes", names, [CLASSES])
             _verify(building / "classes", embedding, {CLASSES: classes(*embedding.values())})
-        written = [folder / path.name for part in sorted(building.iterdir()) for path in _finish(part, weights)]
-    return written
+        return [folder / path.name for part in sorted(building.iterdir()) for path in _finish(part, weights)]
 
 
 def export_memory(network: nn.Module, folder: Path, weights: Path) -> Path:

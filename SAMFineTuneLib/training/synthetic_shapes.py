@@ -14,7 +14,7 @@ from torch import Tensor
 from SAMFineTuneLib.simulation.device_random import Random
 
 CANVAS = 192
-"""Side of the canvas that a scene is painted on; `synthetic_view` looks at a part of it or at the whole."""
+"""Side of the canvas that a scene is painted on; `synthetic_scanner.look` looks at a part of it or at the whole."""
 _BUMP = 0.55  # width of one node's influence, in distances between nodes
 
 

@@ -10,14 +10,12 @@ from dataclasses import dataclass, replace
 import torch
 
 from SAMFineTuneLib.cases.case_slices import LabelledSlice, evenly, with_objects
-from SAMFineTuneLib.models.adapters.tuning import attach
-from SAMFineTuneLib.models.load_model import load_network
 from SAMFineTuneLib.training.evidence import NetworkEngine, measure_case, ways_of
 from SAMFineTuneLib.training.network_tuning import NetworkTuning, tune
 from SAMFineTuneLib.training.rehearsal import rehearsal_of
 from SAMFineTuneLib.training.stopping import Stopped, interruptible, stopping
 from SAMFineTuneLib.training.training_items import Items
-from SAMFineTuneLib.training.training_plan import Plan, looking
+from SAMFineTuneLib.training.training_plan import Plan, attached, looking
 
 _STEPS = 5  # trial steps at most
 _SECONDS = 6.0  # s after the first step, when no more steps are tried
@@ -42,8 +40,7 @@ def measure_pace(plan: Plan, look: Callable[[], None] = lambda: None) -> Pace:
     reading = time.monotonic() - started
     shown = with_objects(own, case.id)
     device = torch.device(plan.device)
-    network = attach(load_network(plan.base.file("weights"))[1], plan.base.spec, settings.method, settings.seed)
-    interruptible(network.to(device), look)
+    network = interruptible(attached(plan.base, settings).to(device), look)
     batch = settings.batch if settings.small_base else 1  # a batch of a large base may take minutes
     items = Items(shown, [one for one in own if not one.labelled], plan.base.spec, settings)
     times = [time.monotonic()]
