@@ -36,6 +36,7 @@ from SAMFineTuneLib.images.volume import Volume
 from SAMFineTuneLib.wording import some_names, within_sentence
 
 _CHANNEL = re.compile(r"_(\d{4})$")
+_SUBJECT = re.compile(r"(sub-[0-9A-Za-z]+)(?=[_.]|$)")  # of BIDS
 SHORT = 12
 """Digits of a case's digest that identify it in files that are passed on."""
 
@@ -228,22 +229,25 @@ def _from_list(path: Path) -> list[Case]:
 
 
 def _with_patients(cases: Sequence[Case]) -> list[Case]:
-    """Every case with its patient: from the list, from DICOM, from the names of pictures, or else the case itself."""
-    named = patients_of_pictures({case.id: case.image for case in cases if not case.patient})
+    """Every case with its patient: from the list, from DICOM, from its name, or else the case itself."""
+    named = patients_by_name({case.id: case.image for case in cases if not case.patient})
     return [
         replace(case, patient=case.patient or dicom_patient(case.image) or named.get(case.id) or case.id)
         for case in cases
     ]
 
 
-def patients_of_pictures(images: Mapping[str, Path]) -> dict[str, str]:
-    """Patients of images by their names: slices of one patient are numbered, as in `RUNMC03_12` and `RUNMC03_16`.
+def patients_by_name(images: Mapping[str, Path]) -> dict[str, str]:
+    """Patients of images by their names, where these tell.
 
-    Names are ignored if all slices would be of one patient.
+    Names of BIDS begin with the subject, as in `sub-01_ses-2_T1w`. Slices of one patient are numbered, as in
+    `RUNMC03_12` and `RUNMC03_16`; these numbers are ignored if all slices would be of one patient.
     """
-    pictures = [name for name, image in images.items() if image.suffix.lower() in PICTURES]
+    subjects = {name: _SUBJECT.match(image.name) for name, image in images.items()}
+    subjects = {name: match[1] for name, match in subjects.items() if match}
+    pictures = [name for name, image in images.items() if name not in subjects and image.suffix.lower() in PICTURES]
     begins = {name: re.sub(r"[_-][a-z]*\d+$", "", name, flags=re.IGNORECASE) for name in pictures}
-    return begins if len(set(begins.values())) > 1 else {}
+    return subjects | (begins if len(set(begins.values())) > 1 else {})
 
 
 def dicom_patient(image: Path) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
-from SAMFineTuneLib.cases.cases import SHORT, Annotated, Case, patient_of_files, patients_of_pictures
+from SAMFineTuneLib.cases.cases import SHORT, Annotated, Case, patient_of_files, patients_by_name
 from SAMFineTuneLib.cohort.cohort_folder import Cohort, require_no_cohort
 from SAMFineTuneLib.cohort.cohort_labels import renumbered
 from SAMFineTuneLib.cohort.cohort_state import CohortCase, CohortState, Review
@@ -157,7 +157,7 @@ def _read(
 ) -> _Read:
     """Read images and their labels; the labels of each become its accepted label map."""
     read = _Read({}, dict(names), [])
-    pictures = patients_of_pictures({str(one.image): one.image for one in images})
+    named = patients_by_name({str(one.image): one.image for one in images})
     often = Counter(one.image.name for one in images)
     for done, one in enumerate(images):
         progress(done, len(images))
@@ -173,7 +173,7 @@ def _read(
             there = same.name if often[Path(same.image).name] <= 1 else same.image
             read.notes.append(f"{name} is left out: {there} is the same image.")
             continue
-        patient = one.patient or _dicom_patient(volume) or pictures.get(str(one.image))
+        patient = one.patient or _dicom_patient(volume) or named.get(str(one.image))
         digested = one.digested or (patient_digest(patient, salt) if patient else patient_digest(key, ""))
         case = CohortCase(key, _beneath(root, one.image), digested, stamp=stamp_of(one.image))
         if one.labelled is not None:

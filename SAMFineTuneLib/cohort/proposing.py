@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from SAMFineTuneLib.evaluation.executors import Engine
 
 _THREADS = 1  # ONNX Runtime's threads in each of several processes
+_ENDED = (
+    "Segmenting it ended its process, probably because memory ran out; close other programs, or use fewer --jobs, and "
+    "propose again."
+)
 _JUDGES = 6  # cases held out that are segmented to calibrate
 
 
@@ -124,11 +128,12 @@ class _Run:
         folder = self.cohort.folder.resolve()
         following = {} if self.engine is not None else dict(enumerate(case.name for case in cases))
         jobs = [CaseJob(folder, case.key, self.adapter, self.device, self.threads, only_features) for case in cases]
+        results = self._one_by_one(jobs) if self.engine is None else _with_lost(self.engine(segment_case, jobs), jobs)
         if not jobs or self.cancelled():
             return
         self.tell(self.done, self.total, following.get(0, ""))
         try:
-            with closing(self._one_by_one(jobs) if self.engine is None else self.engine(segment_case, jobs)) as results:
+            with closing(results):
                 for place, (job, result) in enumerate(results, start=1):
                     yield job, result
                     self.done += 1
@@ -141,6 +146,21 @@ class _Run:
     def _one_by_one(self, jobs: Sequence[CaseJob]) -> Iterator[tuple[CaseJob, SegmentedCase]]:
         for job in jobs:
             yield job, segment_case(job, self.cancelled)
+
+
+def _with_lost(results: Iterator[tuple[CaseJob, SegmentedCase]], jobs: Sequence[CaseJob]) -> Iterator:
+    """An engine's results, and a problem for each job that ended its process."""
+    from SAMFineTuneLib.evaluation.executors import LostJobs
+
+    left = {job.case: job for job in jobs}
+    try:
+        with closing(results):
+            for job, result in results:
+                del left[job.case]
+                yield job, result
+    except LostJobs:
+        for job in left.values():
+            yield job, SegmentedCase(problem=_ENDED)
 
 
 def _waits(case: CohortCase, adapter: int, again: bool) -> bool:

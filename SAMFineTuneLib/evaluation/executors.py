@@ -30,6 +30,10 @@ _LOOK = 0.2  # s between two looks at a Dask cluster
 _WITHOUT_WORKERS = 600.0  # s that a Dask cluster may have no worker, as one whose jobs wait in a queue
 
 
+class LostJobs(UserError):
+    """Some jobs ended their process and have no result; the others are done."""
+
+
 class AnyJob(Protocol):
     """One piece of work."""
 
@@ -157,7 +161,7 @@ def _in_pool(do: Do, jobs: Sequence[AnyJob], count: int) -> Iterator[tuple[AnyJo
 
 def _require_all(jobs: int, lost: int) -> None:
     if lost:
-        raise UserError(
+        raise LostJobs(
             f"{lost} of {jobs} jobs ended their process, probably because it ran out of memory. Finished work is "
             "kept; continue with fewer --jobs, and “samfinetune evaluate” with --resume."
         )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from SAMFineTuneLib.cases.cases import SHORT, Case, patients_of_pictures
+from SAMFineTuneLib.cases.cases import SHORT, Case, patients_by_name
 from SAMFineTuneLib.cohort.cohort_labels import renumbered
 from SAMFineTuneLib.cohort.create_cohort import about_labels
 from SAMFineTuneLib.cohort.find_images import FoundImage
@@ -40,7 +40,7 @@ def send_images(
     Raises:
         UserError: when the server cannot be reached, or takes no images.
     """
-    pictures = patients_of_pictures({str(one.image): one.image for one in images})
+    named = patients_by_name({str(one.image): one.image for one in images})
     window, added, notes = secrets.token_hex(8), [], []
     with tempfile.TemporaryDirectory() as place:
         packed = Path(place, "image.zip")
@@ -61,7 +61,7 @@ def send_images(
             try:
                 digest = served.upload(packed, tell)
                 told = served.do("receive", window, done + 1, labels, case=volume.digest, image=digest,
-                                 patient=one.patient or pictures.get(str(one.image), ""))  # fmt: skip
+                                 patient=one.patient or named.get(str(one.image), ""))  # fmt: skip
             except UserError as error:
                 if isinstance(error, Unreached) or getattr(error, "kind", "") == NOTHING_ADDED:
                     raise

@@ -57,6 +57,15 @@ def test_numbered_pictures_of_one_series_are_patients_of_their_own(tmp_path):
     assert len({case.patient for case in cases}) == 2
 
 
+def test_sessions_of_one_bids_subject_are_of_one_patient(tmp_path):
+    names = ["sub-01_ses-1_T1w", "sub-01_ses-2_T1w", "sub-010_T1w", "subject-01"]
+    for name in names:
+        save(tmp_path / "images" / f"{name}.nii.gz", image_of(blob()))
+        save(tmp_path / "labels" / f"{name}.nii.gz", blob())
+    patients = {case.id: case.patient for case in find_cases(tmp_path)}
+    assert [patients[name] for name in names] == ["sub-01", "sub-01", "sub-010", "subject-01"]
+
+
 def test_nnunet_folders_with_channels_and_names(tmp_path):
     for number in (1, 2):
         save(tmp_path / "imagesTr" / f"c_{number:03d}_0000.nii.gz", image_of(blob()))

@@ -118,6 +118,16 @@ def test_what_a_list_lacks_is_one_sentence(tmp_path):
             find_images(tmp_path / "list.csv")
 
 
+def test_sessions_of_one_bids_subject_are_of_one_patient_whenever_they_come(tmp_path):
+    for number, name in enumerate(["sub-01_ses-1", "sub-01_ses-2", "sub-02_ses-1", "later/sub-02_ses-2"]):
+        save(tmp_path / "scans" / f"{name}_0000.nii.gz", image_of(truth(number), number), AFFINE)
+    (tmp_path / "scans" / "later").rename(tmp_path / "later")
+    cohort = made(tmp_path / "cohort", tmp_path / "scans", "blob").cohort
+    add_images(cohort, find_images(tmp_path / "later"))
+    first, second, third, fourth = (case.patient for case in cohort.state.cases)
+    assert first == second != third == fourth
+
+
 def test_patients_of_two_cohorts_cannot_be_compared(tmp_path):
     stored = (image_of(blob()) + 100).astype(np.uint16)
     for number, patient in enumerate(["4711", "4711", "4712"]):

@@ -11,13 +11,14 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("peft")
 
+from ending_jobs import EndingJob, do_or_end
 from proposed_cohorts import untouched_cohort, with_adapter
 
 from SAMFineTuneLib.cases.label_files import read_labels
 from SAMFineTuneLib.cohort.choosing import next_case
 from SAMFineTuneLib.cohort.confidence import expected, read_confidence
 from SAMFineTuneLib.cohort.proposal_files import read_signals
-from SAMFineTuneLib.cohort.proposing import propose
+from SAMFineTuneLib.cohort.proposing import Proposed, propose
 from SAMFineTuneLib.cohort.review import PROPOSED_LABELS, accept, refuse, release, take
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.evaluation import executors
@@ -136,6 +137,25 @@ def test_an_engine_gives_the_same(made, tmp_path):
     for case in alone.state.cases:
         labels = [read_labels(one.proposal(case.key) / PROPOSED_LABELS).array for one in (alone, cohort)]
         assert (labels[0] != labels[1]).mean() < 0.01
+
+
+def test_a_case_that_ends_its_process_has_a_problem_and_does_not_stop_the_others(tmp_path):
+    cohort = untouched_cohort(tmp_path)
+    judge, second, third = keys(cohort)
+    accept(cohort, judge, cohort.image(cohort.state.case(judge)).parent.parent / "labels" / "a.nii.gz")
+    with_adapter(cohort, held_out=(judge,))
+
+    def engine(do, jobs):
+        """The jobs of the judge and of the second case end their processes."""
+        ending = [job for job in jobs if job.case in (judge, second)]
+        yield from ((job, do(job)) for job in jobs if job not in ending)
+        if ending:
+            list(executors.local(2)(do_or_end, [EndingJob(job.case, True) for job in ending for _ in range(2)]))
+
+    result = propose(cohort, device="cpu", engine=engine)
+    assert result == Proposed(done=(third,), failed=(second,))
+    assert "ended its process" in cohort.state.case(second).problem
+    assert propose(cohort, device="cpu").done == (second,) and cohort.state.case(second).problem == ""
 
 
 def test_accepted_cases_calibrate_whether_proposed_before_or_held_out(tmp_path):
