@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from SAMFineTuneLib.cli import console, outputs
 from SAMFineTuneLib.cli.arguments import add_engine, add_match_labels, chosen_engine
 from SAMFineTuneLib.cli.long_work import ProgressLine, on_interrupt, time_left
+from SAMFineTuneLib.files import require_writable
 
 if TYPE_CHECKING:
     from SAMFineTuneLib.inference.progress import Progress
@@ -97,6 +98,7 @@ def run(args: argparse.Namespace) -> int:
     seconds = Seconds.parse(args.seconds)
     engine = chosen_engine(args)
     baselines = [] if args.baseline == "none" else [name.strip() for name in args.baseline.split(",")]
+    require_writable(Path(args.output).expanduser())
     cases = find_cases(args.cases, match=args.match_labels)
     outputs.require_beside(args.output, args.cases, cases)
     entries = [*enter(args.model, args.adapter, args.device), *enter_baselines(baselines)]

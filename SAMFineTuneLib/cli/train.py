@@ -12,6 +12,7 @@ from SAMFineTuneLib.cli.arguments import adapter_names, add_match_labels
 from SAMFineTuneLib.cli.long_work import stoppable
 from SAMFineTuneLib.cli.training_output import TrainingOutput, emit, outline, show_cases, show_plan, show_result
 from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.files import require_writable
 from SAMFineTuneLib.wording import duration
 
 if TYPE_CHECKING:
@@ -178,6 +179,7 @@ def _asked(
     from SAMFineTuneLib.models.adapters.adapter_store import AdapterStore
 
     settings, store = _settings(args), AdapterStore()
+    require_writable(Path(args.output).expanduser())
     finished = args.resume and (Path(args.output).expanduser() / "card.json").exists()
     if not args.no_add and not finished:  # of a finished one the plan says that it is
         try:

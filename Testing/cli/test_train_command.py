@@ -42,6 +42,14 @@ def test_a_training_from_the_command_line(samfinetune, cases, tmp_path):
     assert shown.code == 0 and "label 1" in shown.out and "ONNX Runtime" in shown.out
 
 
+@pytest.mark.parametrize("command", [("train",), ("train", "--check"), ("evaluate",)])
+def test_a_place_that_cannot_be_written_is_refused_before_cases_are_read(samfinetune, tmp_path, command):
+    (tmp_path / "file").write_text("")
+    result = samfinetune(*command, tmp_path / "no cases", "-o", tmp_path / "file" / "results")
+    assert result.code == 2 and result.err.count("\n") == 1
+    assert "file" in result.err and "no cases" not in result.err
+
+
 def test_what_was_trained_runs_without_pytorch_wherever_its_folder_is_copied(
     samfinetune, another_computer, cases, tmp_path
 ):
