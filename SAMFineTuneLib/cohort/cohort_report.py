@@ -179,20 +179,22 @@ def _page(cohort: Cohort, compared: Sequence[Compared]) -> str:
                        if (found := state.those(name)))  # fmt: skip
     facts = [("cases", f"{len(state.cases)}: {counts}"), ("labels", ", ".join(labels)), ("model", state.model),
              ("adapter in use", str(state.adapter.number) if state.adapter else "none")]  # fmt: skip
-    parts = [report_page.heading(
-        "Proposals against what was accepted",
-        "By case, in the order in which they were first accepted; proposals by an adapter that had learned from the "
-        "case itself are left out. Who accepts a case begins with its proposal, so both agree more than two "
-        "independent annotators would; evidence about an adapter comes from the patients held out, below.",
-    )]  # fmt: skip
-    parts += _curves(compared, labels)
-    parts.append(report_page.table(
+    table = report_page.table(
         ("order", "case", "adapter", *(f"Dice, {label}" for label in labels),
          *(f"distance, {label}" for label in labels), "prompts", "seconds"),
         [_row(number, one, labels) for number, one in enumerate(compared, start=1)],
-    ))  # fmt: skip
-    parts.append("<p class='note'>Distance: mean distance between the surfaces of both, in mm. A case without an "
-                 "adapter was annotated by prompts alone. cases.csv holds the same.</p>")  # fmt: skip
+    )  # fmt: skip
+    if any(one.dice for one in compared):
+        parts = [report_page.heading(
+            "Proposals against what was accepted",
+            "By case, in the order in which they were first accepted; proposals by an adapter that had learned from "
+            "the case itself are left out. Who accepts a case begins with its proposal, so both agree more than two "
+            "independent annotators would; evidence about an adapter comes from the patients held out, below.",
+        ), *_curves(compared, labels), table,
+            "<p class='note'>Distance: mean distance between the surfaces of both, in mm. A case without an adapter "
+            "was annotated by prompts alone. cases.csv holds the same.</p>"]  # fmt: skip
+    else:
+        parts = [report_page.heading("Accepted cases", "In the order in which they were first accepted."), table]
     parts.append(report_page.heading("Work", _time_saved(compared) or "No working time was measured."))
     for what in ("prompts", "seconds"):
         curve = [(number, float(value)) for number, one in enumerate(compared, start=1)

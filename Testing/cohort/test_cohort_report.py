@@ -68,6 +68,7 @@ def test_what_was_not_measured_is_not_told(tmp_path):
     assert headline == "2 cases are accepted; none had been proposed by an adapter, so nothing can be said about " \
                        "proposals yet."  # fmt: skip
     assert "No working time was measured." in text and "<svg" not in text
+    assert "Distance" not in text and "held out" not in text
     propose_labels(cohort, "c", blob())
     accept(cohort, "c", truth(2))
     for image in (tmp_path / "images").iterdir():
