@@ -245,8 +245,11 @@ def patients_by_name(images: Mapping[str, Path]) -> dict[str, str]:
     """
     subjects = {name: _SUBJECT.match(image.name) for name, image in images.items()}
     subjects = {name: match[1] for name, match in subjects.items() if match}
-    pictures = [name for name, image in images.items() if name not in subjects and image.suffix.lower() in PICTURES]
-    begins = {name: re.sub(r"[_-][a-z]*\d+$", "", name, flags=re.IGNORECASE) for name in pictures}
+    pictures = {name: image.stem for name, image in images.items()
+                if name not in subjects and image.suffix.lower() in PICTURES}  # fmt: skip
+    channel = "_0000" if all(stem.endswith("_0000") for stem in pictures.values()) else ""  # of nnU-Net
+    begins = {name: re.sub(r"[_-][a-z]*\d+$", "", stem.removesuffix(channel), flags=re.IGNORECASE)
+              for name, stem in pictures.items()}  # fmt: skip
     return subjects | (begins if len(set(begins.values())) > 1 else {})
 
 

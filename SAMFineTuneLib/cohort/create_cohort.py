@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import secrets
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 
 from SAMFineTuneLib.cases.cases import SHORT, Annotated, Case, patient_of_files, patients_by_name
@@ -17,6 +15,7 @@ from SAMFineTuneLib.cohort.cohort_labels import renumbered
 from SAMFineTuneLib.cohort.cohort_state import CohortCase, CohortState, Review
 from SAMFineTuneLib.cohort.find_images import FoundImage
 from SAMFineTuneLib.cohort.image_check import stamp_of
+from SAMFineTuneLib.cohort.patients import patient_digest
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import require_writable
 from SAMFineTuneLib.images import Volume, read_volume, write_labelmap
@@ -58,7 +57,8 @@ def create_cohort(
     folder = Path(folder).expanduser()
     require_no_cohort(folder)
     require_writable(folder)
-    if folder.resolve() in {place.resolve() for one in images for place in (one.image, one.image.parent)}:
+    places = [place for one in images for place in (one.image, one.image.parent.resolve())]
+    if folder.resolve() in {place for one in places for place in (one.resolve(), *one.parents)}:
         raise UserError(f"“{folder}” holds images; give the cohort a folder of its own beside them.")
     given = [name.strip() for name in labels]
     while given and not given[-1]:  # a comma at the end
@@ -188,16 +188,6 @@ def _dicom_patient(volume: Volume) -> str:
     """A digest of the patient of a DICOM image; "" for other images."""
     source = volume.source
     return patient_of_files(source.files) if source is not None and source.format == "DICOM" else ""
-
-
-@lru_cache
-def patient_digest(patient: str, salt: str) -> str:
-    """A digest of a patient: salted, so that two cohorts cannot be compared, and slow, so that guessing numbers takes
-    long. Cohorts from before salts keep the plain one.
-    """
-    if not salt:
-        return hashlib.sha256(patient.encode()).hexdigest()[:SHORT]
-    return hashlib.scrypt(patient.encode(), salt=bytes.fromhex(salt), n=2**14, r=8, p=1).hex()[:SHORT]
 
 
 def _accepted(case: CohortCase, labelled: Case, folder: Path, named: bool, read: _Read) -> CohortCase:

@@ -1,7 +1,7 @@
 """Finds the images of a cohort that were moved, are gone or have changed, without reading the voxels of the others.
 
 Each case keeps a stamp of its image's files: sizes and times. Only an image whose stamp differs is read, and if its
-voxels are the same it gets the new stamp.
+voxels are the same it gets the new stamp. Patients are read from names anew, for cohorts from before names told them.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from SAMFineTuneLib.cases.cases import SHORT
 from SAMFineTuneLib.cohort.cohort_folder import Cohort
 from SAMFineTuneLib.cohort.cohort_state import CohortCase, CohortState
+from SAMFineTuneLib.cohort.patients import named_patients
 from SAMFineTuneLib.disk_errors import DiskError
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images import read_volume
@@ -73,7 +74,8 @@ def check_images(cohort: Cohort, progress: Callable[[int, int, str], None] = lam
 
     def noted(now: CohortState) -> CohortState:
         changes = {key: dict(zip(("stamp", "trouble"), found, strict=True)) for key, found in checked.items()}
-        return replace(now, cases=tuple(replace(case, **changes.get(case.key, {})) for case in now.cases))
+        cases = tuple(replace(case, **changes.get(case.key, {})) for case in now.cases)
+        return named_patients(replace(now, cases=cases))
 
     if noted(state) != state:
         with suppress(DiskError):

@@ -77,7 +77,7 @@ def add_packed(
         packed: the archive.
         digest: of the volume that `pack_image` gave.
         largest: bytes that files and voxels may have.
-        patient: salted digest of the patient, if the files do not name one; see `create_cohort.patient_digest`.
+        patient: salted digest of the patient, if the files do not name one; see `patients.patient_digest`.
         labels: values of the cohort [k, j, i], which are accepted.
 
     Returns:

@@ -24,6 +24,7 @@ import numpy as np
 from SAMFineTuneLib.cohort.adapter_decision import Dice, about_left_out, decide
 from SAMFineTuneLib.cohort.cohort_folder import Cohort
 from SAMFineTuneLib.cohort.cohort_state import CohortState, TrainedAdapter
+from SAMFineTuneLib.cohort.patients import named_patients
 from SAMFineTuneLib.cohort.retraining_plan import LABELS, RetrainingPlan, clear_work, divided_cases, retraining_plan
 from SAMFineTuneLib.cohort.running_work import TRAINING, sentence_writer
 from SAMFineTuneLib.errors import UserError, is_out_of_memory
@@ -87,6 +88,7 @@ def retrain(
     """
     from SAMFineTuneLib.models.optional_packages import require
 
+    cohort.change(named_patients)  # for one from before names told patients
     divided_cases(cohort.state)  # before PyTorch is loaded, which may take a while
     require("Training", "peft", "torch", "safetensors", extra="training")
     try:

@@ -85,7 +85,7 @@ def dask(scheduler: str | None = None, processes: int | None = None) -> Engine:
                 except distributed.CancelledError as error:
                     raise UserError(
                         "The Dask scheduler no longer answers. Finished work is kept; start it again, then give the "
-                        "same command, “samfinetune evaluate” with --resume."
+                        "same command again."
                     ) from error
                 yield waiting.pop(future), result
         _require_all(len(jobs), len(waiting))
@@ -115,7 +115,7 @@ def _as_ready(client, futures) -> Iterator[Any]:
         if time.monotonic() - seen > _WITHOUT_WORKERS:
             raise UserError(
                 f"The Dask cluster has had no worker for {duration(_WITHOUT_WORKERS)}. What is done is kept; start "
-                "workers, then give the same command, “samfinetune evaluate” with --resume."
+                "workers, then give the same command again."
             )
 
 
@@ -163,7 +163,7 @@ def _require_all(jobs: int, lost: int) -> None:
     if lost:
         raise LostJobs(
             f"{lost} of {jobs} jobs ended their process, probably because it ran out of memory. Finished work is "
-            "kept; continue with fewer --jobs, and “samfinetune evaluate” with --resume."
+            "kept; give the same command again, with fewer --jobs."
         )
 
 

@@ -32,7 +32,7 @@ import numpy as np
 from SAMFineTuneLib.cohort.cohort_folder import Cohort
 from SAMFineTuneLib.cohort.cohort_state import LEASE_ON_SERVER, CohortState, Lease, as_json
 from SAMFineTuneLib.cohort.confidence import CONFIDENCE
-from SAMFineTuneLib.cohort.create_cohort import patient_digest
+from SAMFineTuneLib.cohort.patients import patient_digest
 from SAMFineTuneLib.cohort.review import stay_taken
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.service import cohort_messages as messages

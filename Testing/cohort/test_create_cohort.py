@@ -6,12 +6,14 @@ import hashlib
 import json
 import os
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 from case_files import AFFINE, blob, image_of, save
 from dicom_samples import write_series
+from PIL import Image
 from small_cohorts import small_cohort, truth
 
 from SAMFineTuneLib.cases.cases import find_cases, patient_of_files
@@ -20,6 +22,8 @@ from SAMFineTuneLib.cohort.cohort_export import export
 from SAMFineTuneLib.cohort.cohort_folder import STATE_FILE, Cohort
 from SAMFineTuneLib.cohort.create_cohort import add_images, create_cohort, locate_images
 from SAMFineTuneLib.cohort.find_images import find_images
+from SAMFineTuneLib.cohort.image_check import check_images
+from SAMFineTuneLib.cohort.patients import patient_digest
 from SAMFineTuneLib.cohort.review import accept
 from SAMFineTuneLib.disk_errors import DiskError
 from SAMFineTuneLib.errors import UserError
@@ -124,8 +128,23 @@ def test_sessions_of_one_bids_subject_are_of_one_patient_whenever_they_come(tmp_
     (tmp_path / "scans" / "later").rename(tmp_path / "later")
     cohort = made(tmp_path / "cohort", tmp_path / "scans", "blob").cohort
     add_images(cohort, find_images(tmp_path / "later"))
-    first, second, third, fourth = (case.patient for case in cohort.state.cases)
-    assert first == second != third == fourth
+    patients = [case.patient for case in cohort.state.cases]
+    assert patients[0] == patients[1] != patients[2] == patients[3]
+    before = tuple(replace(case, patient=patient_digest(case.key, "")) for case in cohort.state.cases)
+    cohort.change(lambda state: replace(state, cases=before))  # as it was made before names told patients
+    check_images(cohort)
+    assert [case.patient for case in cohort.state.cases] == patients
+
+
+@pytest.mark.parametrize("channel", ["", "_0000"])
+def test_numbered_pictures_of_one_patient_are_of_one_patient(tmp_path, channel):
+    folder = tmp_path / ("imagesTr" if channel else "scans")
+    folder.mkdir()
+    for number, name in enumerate(["P1_3", "P1_4", "P2_3"]):
+        Image.fromarray(image_of(truth(number), number)[0].astype(np.uint8)).save(folder / f"{name}{channel}.png")
+    cohort = made(tmp_path / "cohort", tmp_path if channel else folder, "blob").cohort
+    first, second, third = (case.patient for case in cohort.state.cases)
+    assert first == second != third
 
 
 def test_patients_of_two_cohorts_cannot_be_compared(tmp_path):
@@ -333,17 +352,18 @@ def test_a_gap_in_the_names_moves_no_value(tmp_path):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("wrong", ["missing", "empty", "file", "unnamed", "twice", "inside"])
+@pytest.mark.parametrize("wrong", ["missing", "empty", "file", "unnamed", "twice", "inside", "around"])
 def test_what_cannot_become_a_cohort_is_one_sentence(tmp_path, wrong):
     small_cohort(tmp_path / "good")
     (tmp_path / "empty").mkdir()
     (tmp_path / "file.xlsx").write_text("x")
     source = {"missing": "none", "empty": "empty", "file": "file.xlsx"}.get(wrong, "good/images")
-    target = {"twice": "good/cohort", "inside": "good/images"}.get(wrong, "new")
+    target = {"twice": "good/cohort", "inside": "good/images", "around": "good"}.get(wrong, "new")
     with pytest.raises(UserError) as error:
         made(tmp_path / target, tmp_path / source, *([] if wrong == "unnamed" else ["blob"]))
     assert str(error.value).count("\n") == 0
-    assert not (tmp_path / "new").exists() and not (tmp_path / "good" / "images" / STATE_FILE).exists()
+    assert not (tmp_path / "new").exists() and not (tmp_path / "good" / STATE_FILE).exists()
+    assert not (tmp_path / "good" / "images" / STATE_FILE).exists()
 
 
 def test_a_cohort_moves_with_its_images_or_without_them(tmp_path):
