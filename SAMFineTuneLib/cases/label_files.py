@@ -19,10 +19,12 @@ from PIL import Image
 from SAMFineTuneLib.cases.label_dicom_seg import find_dicom_seg, read_dicom_seg
 from SAMFineTuneLib.cases.label_map import LabelMap, Meaning, count_values, overlaid
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.images.read_image import read_volume
+from SAMFineTuneLib.images.read_image import read_volume, unchanged
 from SAMFineTuneLib.images.read_picture import PICTURES, opened_picture
+from SAMFineTuneLib.images.read_volume_file import sheared
 from SAMFineTuneLib.images.sitk_images import affine_of, quiet, require_utf8
 from SAMFineTuneLib.images.text_headers import check_text_header
+from SAMFineTuneLib.images.volume import is_sheared
 from SAMFineTuneLib.wording import counted
 
 _MOST_VALUES = 1024  # a file with more different values is an image rather than a label map
@@ -153,10 +155,11 @@ def _read_slicer_segmentation(path: Path) -> LabelMap | None:
     is one layer, else by the order of the segments.
     """
     require_utf8(path)
-    with quiet():
+    with quiet(native=True):
         try:
-            check_text_header(path)
-            image = sitk.ReadImage(str(path))
+            with unchanged(path):
+                told = check_text_header(path)
+                image = sitk.ReadImage(str(path))
         except (OSError, RuntimeError, ValueError, zlib.error) as error:
             raise UserError(f"“{path.name}” cannot be read; export it again.") from error
     fields = {key: image.GetMetaData(key) for key in image.GetMetaDataKeys()}
@@ -166,8 +169,12 @@ def _read_slicer_segmentation(path: Path) -> LabelMap | None:
         return None
     if image.GetDimension() != 3:
         raise UserError(f"“{path.name}” is a segmentation of more than three dimensions; save one time point.")
+    affine = affine_of(image)
+    if is_sheared(affine):
+        raise sheared(path)
     array = sitk.GetArrayFromImage(image)
     layers, notes = _whole(array if layered else array[..., None], path)
+    notes = (*told, *notes)
     segments = [_segment(fields, n, layers.shape[-1], path) for n in numbers] or _undescribed(layers)
     for n, (name, *place) in enumerate(segments):
         if same := [other.name for other in segments[:n] if other[1:] == tuple(place)]:  # one has lost its voxels
@@ -184,7 +191,7 @@ def _read_slicer_segmentation(path: Path) -> LabelMap | None:
         left_out = counted(nameless, "voxel")
         notes = (*notes, f"Left out, as the file names no segment for them: {left_out} of the labels.")
     names = {label: one.name for label, one in labelled.items()}
-    return LabelMap(joined, affine_of(image), Meaning(names, members), notes=notes)
+    return LabelMap(joined, affine, Meaning(names, members), notes=notes)
 
 
 class _Segment(NamedTuple):

@@ -99,6 +99,7 @@ class Frame:
     slope: float
     intercept: float
     has_rescale: bool  # whether the file gives one of the two
+    has_table: bool  # whether it has a table of values (ModalityLUTSequence)
     window: IntensityWindow | None
     instance: float | None
     instance_uid: str = ""
@@ -255,13 +256,20 @@ def _pixel_size_elsewhere(dataset: Dataset) -> list[str]:
 
 def _unclear_rescale(dataset: Dataset) -> list[str]:
     """Sentences about a rescale that cannot be understood: grey values would be wrong without a warning."""
+    lists = (read_value(dataset, f"{of}FunctionalGroupsSequence") for of in ("Shared", "PerFrame"))
+    groups = [one for found in lists if isinstance(found, pydicom.Sequence) for one in found]
+    own = [first_item(read_value(one, "PixelValueTransformationSequence")) for one in groups]
     unclear = [
         keyword
         for keyword in ("RescaleSlope", "RescaleIntercept")
-        if keyword in dataset and dataset.get_item(keyword).value not in (None, "", b"")
-        and number(read_value(dataset, keyword)) in (None, *(0.0,) * (keyword == "RescaleSlope"))
+        for place in (dataset, *own)
+        if place is not None and keyword in place and place.get_item(keyword).value not in (None, "", b"")
+        and number(read_value(place, keyword)) in (None, *(0.0,) * (keyword == "RescaleSlope"))
     ]
-    return [f"The images' {word} cannot be understood and is not applied; check grey values." for word in unclear]
+    return [
+        f"The images' {word} cannot be understood and is not applied; check grey values."
+        for word in dict.fromkeys(unclear)
+    ]
 
 
 def _frames(path: Path, dataset: Dataset, rows: int, columns: int) -> tuple[tuple[Frame, ...], list[str]]:
@@ -298,6 +306,7 @@ def _frame(path: Path, rows: int, columns: int, found: Attributes) -> Frame:
         slope=number(found["RescaleSlope"]) or 1.0,
         intercept=number(found["RescaleIntercept"]) or 0.0,
         has_rescale=any(number(found[name]) is not None for name in ("RescaleSlope", "RescaleIntercept")),
+        has_table=first_item(found["ModalityLUTSequence"]) is not None,
         window=_window(found["WindowCenter"], found["WindowWidth"], found["VOILUTFunction"]),
         instance=number(found["InstanceNumber"]),
         instance_uid=uid(found["SOPInstanceUID"]),

@@ -55,6 +55,7 @@ class Piece:
     mirror: float | None  # for MONOCHROME1: shown value = mirror − stored value
     signed: bool = False  # whether stored values have a sign
     longer: bool = False  # whether the file holds a row or more behind the pixels that its header states
+    looked_up: bool = False  # whether the values are those of the file's table (ModalityLUTSequence)
 
 
 def read_frames(frames: Sequence[Frame]) -> tuple[dict[int, Piece], dict[Path, UserError]]:
@@ -309,8 +310,9 @@ def _decode_with_gdcm(dataset: Dataset, syntax: UID, frames: Sequence[int]) -> n
 def _piece(dataset: Dataset, stored: np.ndarray, frame: Frame, longer: bool) -> Piece:
     padding = _padding(dataset, stored)
     slope, intercept, mirror = 1.0, 0.0, None
-    values = _looked_up(stored, dataset) if "ModalityLUTSequence" in dataset else None
-    if values is None:
+    values = _looked_up(stored, dataset) if frame.has_table else None
+    looked_up = values is not None
+    if not looked_up:
         values, slope, intercept = stored, frame.slope, frame.intercept
     if dataset.PhotometricInterpretation == "MONOCHROME1":
         both_ends = -1 if dataset.PixelRepresentation else (1 << int(dataset.BitsStored)) - 1
@@ -318,7 +320,8 @@ def _piece(dataset: Dataset, stored: np.ndarray, frame: Frame, longer: bool) -> 
         slope, intercept = -slope, mirror - intercept
     if padding is not None and not padding.any():
         padding = None
-    return Piece(_rescaled(values, slope, intercept), padding, mirror, bool(dataset.PixelRepresentation), longer)
+    signed = bool(dataset.PixelRepresentation)
+    return Piece(_rescaled(values, slope, intercept), padding, mirror, signed, longer, looked_up)
 
 
 def _padding(dataset: Dataset, stored: np.ndarray) -> np.ndarray | None:

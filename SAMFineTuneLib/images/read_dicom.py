@@ -333,6 +333,23 @@ def _volume(series: _Series, unreadable: Sequence[UnreadableFile] = ()) -> Volum
             f"{lacking} of {len(stack.sources)} images lack the rescale (RescaleSlope, RescaleIntercept) that the "
             "others have, so that their grey values may be wrong; check them."
         )
+    tables = sum(frame.has_table for frame in stack.sources)
+    unusable = tables - sum(pieces[id(frame)].looked_up for frame in stack.sources)
+    if unusable:
+        notes.append(
+            f"{unusable} of {len(stack.sources)} images have a table of their values (ModalityLUTSequence) that cannot "
+            "be used and is not applied; check grey values."
+        )
+    elif 0 < tables < len(stack.sources):
+        notes.append(
+            f"{tables} of {len(stack.sources)} images have a table of their values (ModalityLUTSequence) and the "
+            "others none, so that grey values may differ from slice to slice; check them."
+        )
+    elif any(frame.has_table and frame.has_rescale for frame in stack.sources):
+        notes.append(
+            "The images have a table of their values (ModalityLUTSequence) and a rescale; the table is used, and other "
+            "programs may use the rescale, so check grey values."
+        )
     inverted = sum(pieces[id(frame)].mirror is not None for frame in stack.sources)
     if inverted == len(stack.sources):
         notes.append("The image is stored with dark as bright (MONOCHROME1); its values are inverted.")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import numpy as np
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.read_dicom import read_dicom_file, read_dicom_folder
 from SAMFineTuneLib.images.read_picture import PICTURES, read_picture
-from SAMFineTuneLib.images.read_volume_file import VOLUME_FILES, read_volume_file
+from SAMFineTuneLib.images.read_volume_file import VOLUME_FILES, files_of, read_volume_file
 from SAMFineTuneLib.images.volume import Volume
 
 ENDINGS = (*VOLUME_FILES, *PICTURES)
@@ -41,11 +43,8 @@ def read_volume(path: str | Path, series: str | None = None, no_number: float | 
             raise UserError(f"“{path}” is a pipe or a device; save the image as a file, and give that.")
         if path.stat().st_size == 0:
             raise UserError(f"“{path}” is empty; copy or export it again.")
-        before = _state(path)
-        volume = _with_usable_voxels(_read_file(path, series), no_number)
-        if _state(path) != before:  # ITK reads what is missing as zeros
-            raise UserError(f"“{path}” changed while it was read; read it again when it is complete.")
-        return volume
+        with unchanged(path):
+            return _with_usable_voxels(_read_file(path, series), no_number)
     except FileNotFoundError as error:
         raise UserError(f"“{error.filename or path}” was removed while it was read; put it back.") from error
     except PermissionError as error:
@@ -54,10 +53,19 @@ def read_volume(path: str | Path, series: str | None = None, no_number: float | 
         raise UserError(f"“{path}” does not fit into memory; crop or resample it first.") from error
 
 
-def _state(path: Path) -> tuple[int, int]:
-    """What changes when another program writes a file."""
-    status = path.stat()
-    return status.st_mtime_ns, status.st_size
+@contextmanager
+def unchanged(path: Path) -> Iterator[None]:
+    """Read a file inside the block; UserError if it changed meanwhile: ITK reads what is missing as zeros."""
+    before = _state(path)
+    yield
+    if _state(path) != before:
+        raise UserError(f"“{path}” changed while it was read; read it again when it is complete.")
+
+
+def _state(path: Path) -> list[tuple[int, int]]:
+    """What changes when another program writes a file, or one that it names."""
+    files = files_of(path) if path.name.lower().endswith(VOLUME_FILES) else [path]
+    return [(file.stat().st_mtime_ns, file.stat().st_size) for file in files if file.exists()]
 
 
 def split_choice(path: Path) -> tuple[Path, str | None]:

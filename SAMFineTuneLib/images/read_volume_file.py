@@ -21,7 +21,7 @@ import SimpleITK as sitk
 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.sitk_images import affine_of, quiet, require_utf8
-from SAMFineTuneLib.images.text_headers import check_text_header, longer
+from SAMFineTuneLib.images.text_headers import check_text_header, longer, unfinished_text, voxel_files
 from SAMFineTuneLib.images.volume import Volume, VolumeSource, grid_distance, is_sheared
 
 _FORMATS = {".nii": "NIfTI", ".nii.gz": "NIfTI", ".nrrd": "NRRD", ".nhdr": "NRRD", ".mha": "MetaImage",
@@ -61,8 +61,8 @@ def read_volume_file(path: Path) -> Volume:
         _require_matrix(path, header)
     try:
         warnings += () if kind == "NIfTI" else check_text_header(path)
-        with quiet(native=True), _permissive_nifti(), _plainly_named(path) as named:
-            image = _read(named, path.name)
+        with quiet(native=True), _permissive_nifti(), _plainly_named(path) as named, _with_last_number(named) as whole:
+            image = _read(whole, path.name)
     except UserError:
         raise
     except (RuntimeError, ValueError, zlib.error) as error:
@@ -78,10 +78,15 @@ def read_volume_file(path: Path) -> Volume:
         array.reshape(-1)[no_numbers[no_numbers < array.size]] = np.nan  # ITK reads them as 0
     affine = affine_of(image)
     if is_sheared(affine):
-        raise _sheared(path)
+        raise sheared(path)
     if header is not None:
         warnings += _check_nifti(path, affine, array.shape, header)
     return Volume(array, affine, source=VolumeSource((path,), kind), warnings=warnings)
+
+
+def files_of(path: Path) -> list[Path]:
+    """A file, and those in which it says that it has its voxels."""
+    return [path] if _format(path) == "NIfTI" else [path, *voxel_files(path)]
 
 
 def _format(path: Path) -> str:
@@ -122,6 +127,19 @@ def _plainly_named(path: Path) -> Iterator[Path]:
         yield named
 
 
+@contextmanager
+def _with_last_number(path: Path) -> Iterator[Path]:
+    """The file, or a copy of a MetaImage that is text, with the line break at its end that ITK needs."""
+    unfinished = unfinished_text(path) if _format(path) == "MetaImage" else None
+    if unfinished is None:
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        for file in {path, unfinished}:
+            Path(folder, file.name).write_bytes(file.read_bytes() + b"\n")
+        yield Path(folder, path.name)
+
+
 def _unreadable(path: Path) -> UserError:
     return UserError(
         f"“{path.name}” cannot be read: it is damaged, cut off or not what its ending says; copy or export it again."
@@ -142,7 +160,8 @@ def _permissive_nifti() -> Iterator[None]:
             os.environ[_PERMISSIVE] = before
 
 
-def _sheared(path: Path) -> UserError:
+def sheared(path: Path) -> UserError:
+    """The error for an image whose axes are not perpendicular."""
     return UserError(
         f"The axes of “{path.name}” are not perpendicular (it is sheared), which no label map can follow; "
         "resample it to a straight grid first."
@@ -205,8 +224,8 @@ def _check_nifti(path: Path, affine: np.ndarray, shape: tuple[int, ...], header:
                 f"matrix (sform) it lies up to {off['sform']:.3g} mm away; save it with a third axis of one slice."
             )
             return tuple(notes)
-        if np.allclose(lengths, spacing, rtol=1e-2):
-            raise _sheared(path)
+        if is_sheared(matrices["sform"]) or np.allclose(lengths, spacing, rtol=1e-2):
+            raise sheared(path)
         other = " × ".join(f"{mm:.4g}" for mm in lengths)
         notes.append(
             f"“{path.name}” contradicts itself: its voxels are {said} mm by its pixel sizes (pixdim), but {other} mm "
@@ -289,8 +308,6 @@ def _scan_nifti(path: Path) -> tuple[np.void, np.ndarray, tuple[str, ...]]:
                 f"“{path.name}” holds voxels of a type that is not supported (datatype {kind}); save them as whole "
                 "numbers or as 32-bit or 64-bit floats."
             )
-        if header["magic"].startswith(b"ni1"):  # voxels in an .img file beside the header
-            return header, no_numbers, ()
         rank, *lengths = header["dim"].tolist()
         start = max(_HEADER.itemsize, int(header["offset"]))  # as ITK reads it, also the next two lines
         size = _SIZES.get(kind, int(header["bits"]) // 8)
@@ -300,6 +317,11 @@ def _scan_nifti(path: Path) -> tuple[np.void, np.ndarray, tuple[str, ...]]:
         raise
     except (OSError, EOFError, zlib.error, ValueError, OverflowError) as error:
         raise _unreadable(path) from error
+    if len(data) < start + voxels and header["magic"].startswith(b"ni1"):
+        raise UserError(
+            f"“{path.name}” is the header of an image whose voxels are in a file of their own (.img), which is not "
+            "supported; save it as one file (.nii)."
+        )
     if len(data) < start + voxels:
         raise UserError(f"“{path.name}” is cut off ({len(data)} of {start + voxels} bytes); copy or export it again.")
     if start < _VOXELS_FROM <= len(data) - voxels:

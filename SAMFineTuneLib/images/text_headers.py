@@ -8,6 +8,7 @@ for mm.
 from __future__ import annotations
 
 import math
+import os
 import re
 import zlib
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,9 @@ from SAMFineTuneLib.wording import counted
 
 _ANY_HEADER = 47  # zlib's code: streams of zlib and of gzip
 _GZIP = b"\x1f\x8b"  # how a gzip stream begins; several may follow each other
+_NUMBER = re.compile(rb"[^\s,]+")
 _PIECE = 1 << 20  # bytes
+_TRUE = ("T", "t", "1")  # how MetaImage's words for yes begin
 _SAME_FILE = ("", "LOCAL")
 _BYTES = {"CHAR": 1, "SHORT": 2, "INT": 4, "LONG": 4, "LONG_LONG": 8, "FLOAT": 4, "DOUBLE": 8}  # MetaImage's types
 _ENCODINGS = ("raw", "gzip", "gz", "ascii", "text", "txt", "hex")  # of NRRD, those that ITK can read
@@ -43,19 +46,23 @@ def check_text_header(path: Path) -> tuple[str, ...]:
     notes = []
     with open(path, "rb") as file:
         header = _header(file)
-        name = next((header[key] for key in ("data file", "datafile", "ElementDataFile") if key in header), "")
+        name = _data_file(header)
         _require_known_voxels(path, header)
         _require_voxels(path, name, header, file)
-        gzipped = header.get("encoding", "").lower() in ("gzip", "gz")
-        deflated = header.get("CompressedData", "").startswith(("T", "t", "1"))
-        if (gzipped or deflated) and not {"line skip", "lineskip"} & header.keys():
-            if name in _SAME_FILE:
-                _decompress(file, _stored(header))
-            elif (voxels := path.parent / name).is_file():  # else several files
-                with open(voxels, "rb") as other:
-                    _decompress(other, _stored({"CompressedDataSize": str(voxels.stat().st_size)} | header))
-        elif left := _left_out(path, name, header, file):
-            notes.append(left)
+        if name in _SAME_FILE:
+            there = _voxels_in(file, header)
+        elif (voxels := path.parent / name).is_file():
+            with open(voxels, "rb") as other:
+                there = _voxels_in(other, {"CompressedDataSize": str(voxels.stat().st_size)} | header)
+        else:  # several files
+            there = None
+        lengths = _lengths(header)
+        if there is not None and lengths:
+            stated, slice_ = math.prod(lengths), math.prod(lengths[:-1])
+            if there < stated:
+                raise UserError(f"“{path.name}” is cut off ({there} of {stated} voxels); copy or export it again.")
+            if there - stated >= slice_ > 0:
+                notes.append(longer(path, lengths))
     units = header.get("space units") or header.get("units") or header.get("DistanceUnits", "")
     others = {unit for unit in units.replace('"', " ").split() if unit.lower() not in _MILLIMETRES}
     if others:
@@ -96,7 +103,7 @@ def _header(file: BinaryIO) -> dict[str, str]:
     nrrd = file.read(4) == b"NRRD"  # whose readers ignore case
     file.seek(0)
     for line in file:
-        text = line.decode("latin-1").strip()
+        text = line.decode("utf-8", "surrogateescape").strip()  # it may name a file
         if not text:  # NRRD's end
             break
         key, _, value = text.partition(":" if ":" in text.partition("=")[0] else "=")
@@ -104,6 +111,18 @@ def _header(file: BinaryIO) -> dict[str, str]:
         if key.strip() == "ElementDataFile":  # MetaImage's end
             break
     return fields
+
+
+def _data_file(header: Mapping[str, str]) -> str:
+    return next((header[key] for key in ("data file", "datafile", "ElementDataFile") if key in header), "")
+
+
+def _named(name: str, header: Mapping[str, str], file: BinaryIO) -> list[str]:
+    """The names of files with voxels; those of a MetaImage's list follow its header. Patterns name none."""
+    word, *numbers = name.split() or [""]
+    if word == "LIST" and "ElementDataFile" in header:
+        return [text for line in file if (text := line.decode("utf-8", "surrogateescape").strip())]
+    return [] if name in _SAME_FILE or word == "LIST" or ("%" in word and len(numbers) > 1) else [name]
 
 
 def longer(path: Path, lengths: Sequence[int]) -> str:
@@ -130,22 +149,48 @@ def _require_known_voxels(path: Path, header: Mapping[str, str]) -> None:
     )
 
 
-def _left_out(path: Path, name: str, header: Mapping[str, str], file: BinaryIO) -> str:
-    """The sentence about a slice or more behind uncompressed voxels; "" where there is nothing."""
-    lengths = _whole_numbers(header.get("sizes") or header.get("DimSize", ""))
-    size = _nrrd_bytes(header.get("type", "")) or _metaimage_bytes(header)
-    plain = header.get("encoding", "raw") == "raw" and header.get("BinaryData", "True")[:1] in "Tt1"
+def _voxels_in(file: BinaryIO, header: Mapping[str, str]) -> int | None:
+    """How many voxels a file holds from here to its end; None where that cannot be told."""
     skipped = {"line skip", "lineskip", "byte skip", "byteskip", "HeaderSize"} & header.keys()
-    own = name in _SAME_FILE
-    if not plain or skipped or not lengths or not (own or (path.parent / name).is_file()):
-        return ""
-    there = path.stat().st_size - file.tell() if own else (path.parent / name).stat().st_size
-    slice_ = math.prod(lengths[:-1]) * size
-    if there < slice_ * lengths[-1]:
-        raise UserError(
-            f"“{path.name}” is cut off ({there} of {slice_ * lengths[-1]} bytes of voxels); copy or export it again."
-        )
-    return longer(path, lengths) if there - slice_ * lengths[-1] >= slice_ > 0 else ""
+    encoding = header.get("encoding", "raw").lower()
+    if encoding in ("gzip", "gz") or header.get("CompressedData", "").startswith(_TRUE):
+        if {"line skip", "lineskip"} & header.keys():
+            return None
+        length = _decompress(file, _stored(header))
+    elif skipped or encoding == "hex":
+        return None
+    elif encoding != "raw" or not header.get("BinaryData", "True").startswith(_TRUE):
+        return sum(len(_NUMBER.findall(line)) for line in file) // int(header.get("ElementNumberOfChannels", 1))
+    else:
+        start = file.tell()
+        length = file.seek(0, os.SEEK_END) - start
+    size = _nrrd_bytes(header.get("type", "")) or _metaimage_bytes(header)
+    return None if skipped else length // size
+
+
+def voxel_files(path: Path) -> list[Path]:
+    """The files of their own in which a NRRD or MetaImage file says that it has its voxels."""
+    with open(path, "rb") as file:
+        header = _header(file)
+        return [path.parent / name for name in _named(_data_file(header), header, file)]
+
+
+def unfinished_text(path: Path) -> Path | None:
+    """The file with the voxels of a MetaImage, where these are written numbers that end without a line break: ITK does
+    not read the last one."""
+    with open(path, "rb") as file:
+        header = _header(file)
+    name = header.get("ElementDataFile", "")
+    voxels = path if name in _SAME_FILE else path.parent / name
+    if header.get("BinaryData", "True").startswith(_TRUE) or voxels.parent != path.parent or not voxels.is_file():
+        return None
+    with open(voxels, "rb") as file:
+        file.seek(-min(1, voxels.stat().st_size), os.SEEK_END)
+        return None if file.read().isspace() else voxels
+
+
+def _lengths(header: Mapping[str, str]) -> list[int]:
+    return _whole_numbers(header.get("sizes") or header.get("DimSize", ""))
 
 
 def _nrrd_bytes(kind: str) -> int:
@@ -160,9 +205,7 @@ def _require_voxels(path: Path, name: str, header: Mapping[str, str], file: Bina
     voxels begin where ITK does not look; names of a list follow a MetaImage's header."""
     word, *numbers = name.split() or [""]
     pattern, listed = "%" in word and len(numbers) > 1, word == "LIST"
-    named = [] if name in _SAME_FILE or pattern or listed else [name]
-    if listed and "ElementDataFile" in header:
-        named = [text for line in file if (text := line.decode("utf-8", "surrogateescape").strip())]
+    named = _named(name, header, file)
     for one in named:
         if not (path.parent / one).exists():
             raise UserError(
@@ -203,9 +246,9 @@ def _whole_numbers(text: str) -> list[int]:
     return [int(word) for word in text.split() if word.isdecimal()]
 
 
-def _decompress(file: BinaryIO, stored: tuple[int, int]) -> None:
-    """Raise zlib.error unless the bytes can be decompressed: all of the voxels, from as many bytes as the header
-    states.
+def _decompress(file: BinaryIO, stored: tuple[int, int]) -> int:
+    """The number of bytes that the file's bytes become. Raise zlib.error unless they can be decompressed: all of the
+    voxels, from as many bytes as the header states.
     """
     stream, start, length = zlib.decompressobj(_ANY_HEADER), file.tell(), 0
     end = start
@@ -216,11 +259,13 @@ def _decompress(file: BinaryIO, stored: tuple[int, int]) -> None:
             piece = stream.unused_data
             if stream.eof:
                 if not piece.startswith(_GZIP):
-                    return _require(end - len(piece) - start, length, stored)
+                    _require(end - len(piece) - start, length, stored)
+                    return length
                 stream = zlib.decompressobj(_ANY_HEADER)
     if not stream.eof:
         raise zlib.error("the stream is cut off")
     _require(end - start, length, stored)
+    return length
 
 
 def _require(packed: int, length: int, stored: tuple[int, int]) -> None:

@@ -166,6 +166,17 @@ def test_voxels_of_no_segment_are_left_out_and_counted(tmp_path):
     assert labels.notes == ("Left out, as the file names no segment for them: 16 voxels of the labels.",)
 
 
+def test_a_segmentations_header_is_checked_as_an_images_is(tmp_path):
+    liver, tumour = two_organs()
+    path = write_nrrd(tmp_path / "x.seg.nrrd", np.stack((liver, tumour), -1), LAYERED["Slicer up to 4.10"])
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(b"\nspace directions", b'\nspace units: "cm" "cm" "cm"\nspace directions'))
+    assert "gives its lengths in cm" in read_labels(path).notes[0]
+    path.write_bytes(whole.replace(b"(0,0.8,0)", b"(0.3,0.8,0)"))
+    with pytest.raises(UserError, match="not perpendicular"):
+        read_labels(path)
+
+
 # ---- DICOM SEG
 
 

@@ -9,6 +9,7 @@ import pydicom
 import pytest
 import SimpleITK as sitk
 from dicom_samples import image_dataset, save, write_enhanced, write_series
+from pydicom.dataset import Dataset
 from pydicom.uid import (
     JPEG2000,
     DeflatedExplicitVRLittleEndian,
@@ -185,6 +186,39 @@ def test_a_slope_of_zero_is_not_applied_and_said(tmp_path):
     write_series(tmp_path, stored, RescaleSlope="0", RescaleIntercept="5")
     volume = read_volume(tmp_path)
     assert np.array_equal(volume.array, stored + 5) and "RescaleSlope cannot be understood" in volume.warnings[0]
+
+
+def test_a_slope_of_zero_in_one_frame_is_said(tmp_path):
+    path = write_enhanced(tmp_path / "a.dcm", smooth("i2", 0, 1000), range(3), rescale=[(1, 0), (0, 0), (1, 0)])
+    (note,) = read_volume(path).warnings
+    assert note.startswith("The images' RescaleSlope cannot be understood and is not applied")
+
+
+def table(data):
+    """A table of the values from 0 on."""
+    item = Dataset()
+    item.LUTDescriptor, item.ModalityLUTType, item.LUTData = [1000, 0, 16], "HU", data
+    item["LUTDescriptor"].VR, item["LUTData"].VR = "US", "OW"
+    return [item]
+
+
+@pytest.mark.parametrize(
+    ("data", "fields", "said"),
+    [
+        (np.arange(1000), {}, None),
+        (np.arange(2), {}, "3 of 3 images have a table of their values .* is not applied"),
+        (np.arange(1000), {"RescaleSlope": "1", "RescaleIntercept": "-1024"}, "a table .* and a rescale; the table is"),
+        (np.arange(1000), {"only": 1}, "1 of 3 images have a table .* may differ from slice to slice"),
+    ],
+)
+def test_tables_of_values_are_applied_or_said(tmp_path, data, fields, said):
+    stored, only = smooth("u2", 0, 999), fields.pop("only", None)
+    item = table((5 + 3 * data).astype("<u2").tobytes())
+    write_series(tmp_path, stored, ModalityLUTSequence=lambda k: item if only in (None, k) else None, **fields)
+    volume = read_volume(tmp_path)
+    looked_up = np.array([len(data) == 1000 and only in (None, k) for k in range(3)])[:, None, None]
+    assert np.array_equal(volume.array, np.where(looked_up, 5 + 3 * stored.astype(int), stored))
+    assert [bool(re.search(said or "^$", note)) for note in volume.warnings] == [True] * (said is not None)
 
 
 def test_fractional_rescale_gives_float32(tmp_path):

@@ -110,8 +110,12 @@ def test_a_slightly_skew_sform_is_read_and_a_sheared_one_refused(tmp_path, qform
     assert np.array_equal(volume.array, voxels())
     corner = np.array([4, 3, 2, 1])
     assert np.allclose(volume.affine @ corner, skew @ corner, atol=0.01)
-    with pytest.raises(UserError, match="perpendicular"):
-        read_volume(save_nifti(tmp_path / "sheared.nii.gz", voxels(), sheared, 1, qform))
+    path = save_nifti(tmp_path / "sheared.nii", voxels(), sheared, 1, qform)
+    refused(path, "perpendicular")
+    with open(path, "r+b") as file:
+        file.seek(84)
+        file.write(struct.pack("<f", 1))  # its pixel size (pixdim), not the length of its column
+    refused(path, "perpendicular")
     assert "ITK_NIFTI_SFORM_PERMISSIVE" not in os.environ
 
 
@@ -369,14 +373,55 @@ def test_nifti_files_that_cannot_say_where_they_lie_are_refused(tmp_path, codes,
     refused(path, said)
 
 
+@pytest.mark.parametrize("compressed", [False, True])
 @pytest.mark.parametrize(("ending", "sizes"), [(".nrrd", b"sizes: 5 4 "), (".mha", b"DimSize = 5 4 ")])
-def test_slices_that_a_header_does_not_mention_are_said(tmp_path, ending, sizes):
+def test_slices_that_a_header_does_not_mention_are_said(tmp_path, ending, sizes, compressed):
     path = tmp_path / f"a{ending}"
-    sitk.WriteImage(sitk_image(voxels(), oblique()), str(path))
+    sitk.WriteImage(sitk_image(voxels(), oblique()), str(path), compressed)
     path.write_bytes(path.read_bytes().replace(sizes + b"3", sizes + b"2"))
     volume = read_volume(path)
     assert np.array_equal(volume.array, voxels()[:2])
     assert "longer than the 5 × 4 × 2 voxels" in volume.warnings[0]
+
+
+@pytest.mark.parametrize("end", ["", "\n", " 7" * 20, " 7" * 5])
+@pytest.mark.parametrize("detached", [False, True])
+def test_a_metaimage_in_text(tmp_path, end, detached):
+    """With and without the line break at its end that ITK needs."""
+    numbers = " ".join(map(str, voxels().ravel())) + end
+    (tmp_path / "ä.txt").write_text(numbers, encoding="utf-8")
+    path = tmp_path / "ä.mhd"
+    path.write_text(
+        "ObjectType = Image\nNDims = 3\nBinaryData = False\nTransformMatrix = 1 0 0 0 1 0 0 0 1\nOffset = 0 0 0\n"
+        "ElementSpacing = 1 1 1\nDimSize = 5 4 3\nElementType = MET_SHORT\nElementDataFile = "
+        + ("ä.txt\n" if detached else f"LOCAL\n{numbers}"), encoding="utf-8"
+    )  # fmt: skip
+    before = path.read_bytes()
+    volume = read_volume(path)
+    assert np.array_equal(volume.array, voxels()) and path.read_bytes() == before
+    assert ["longer than" in note for note in volume.warnings] == [True] * (end.count("7") == 20)
+
+
+def test_a_metaimage_in_text_that_is_cut_off(tmp_path):
+    path = tmp_path / "a.mha"
+    path.write_text("NDims = 3\nBinaryData = False\nDimSize = 5 4 3\nElementType = MET_SHORT\nElementDataFile = LOCAL\n"
+                    + "1 " * 59)  # fmt: skip
+    refused(path, r"cut off \(59 of 60 voxels\)")
+
+
+@pytest.mark.parametrize("ending", [".mhd", ".nhdr"])
+def test_voxels_in_a_file_whose_name_is_not_ascii(tmp_path, ending):
+    sitk.WriteImage(sitk_image(voxels(), oblique()), str(tmp_path / f"Schädel 漢{ending}"))
+    assert np.array_equal(read_volume(tmp_path / f"Schädel 漢{ending}").array, voxels())
+
+
+def test_the_header_of_a_nifti_pair_is_refused(tmp_path):
+    """ITK would return what is in memory, as the voxels lie in another file."""
+    data = bytearray(save_nifti(tmp_path / "a.nii", voxels(), oblique()).read_bytes())
+    data[344:348] = b"ni1\0"
+    (tmp_path / "a.nii").write_bytes(data[:348])
+    (tmp_path / "a.img").write_bytes(data[352:])
+    refused(tmp_path / "a.nii", "voxels are in a file of their own")
 
 
 @pytest.mark.parametrize("offset", [0, 348])
@@ -629,16 +674,20 @@ def test_real_nifti_and_png_agree_with_nibabel_and_pillow(tmp_path):
         )
 
 
-def test_a_file_that_is_cut_off_while_it_is_read_is_refused(tmp_path, monkeypatch):
-    """As when another program copies it anew: ITK reads zeros where voxels are missing."""
-    path = save_nifti(tmp_path / "a.nii", voxels(np.uint8, (9, 20, 20)), np.eye(4))
+@pytest.mark.parametrize(("name", "changing"), [("a.nii", "a.nii"), ("a.mhd", "a.raw"), ("a.nhdr", "a.raw")])
+def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch, name, changing):
+    """As when another program copies it anew: ITK reads zeros where voxels are missing from NIfTI."""
+    path = tmp_path / name
+    sitk.WriteImage(sitk_image(voxels(np.uint8, (9, 20, 20)), np.eye(4)), str(path))
     read = sitk.ImageFileReader.Execute
 
-    def cut_then_read(reader):
-        os.truncate(path, 400)
+    def change_then_read(reader):
+        if name == changing:
+            os.truncate(path, 400)
+        os.utime(tmp_path / changing, (1, 1))
         return read(reader)
 
-    monkeypatch.setattr(sitk.ImageFileReader, "Execute", cut_then_read)
+    monkeypatch.setattr(sitk.ImageFileReader, "Execute", change_then_read)
     with pytest.raises(UserError, match="changed while it was read"):
         read_volume(path)
 
