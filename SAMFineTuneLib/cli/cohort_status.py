@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from SAMFineTuneLib.cli import console
 from SAMFineTuneLib.cli.cohort_on_server import running_now, server_options
 from SAMFineTuneLib.cli.describe import print_facts
-from SAMFineTuneLib.wording import counted
+from SAMFineTuneLib.wording import counted, within_sentence
 
 if TYPE_CHECKING:
     from SAMFineTuneLib.cohort.cohort_folder import Cohort
@@ -28,9 +28,11 @@ def print_status(cohort: Cohort) -> None:
     facts = [("cases", f"{len(state.cases)}: {words}"), ("labels", ", ".join(state.labels.values()))]
     if adapter is not None:
         learned = f"adapter {adapter.number} of {adapter.date}, learned from {counted(len(adapter.learned), 'case')}"
-        facts.append(("adapter", f"{learned}; {adapter.reason}"))
+        facts.append(("adapter", f"{learned}; {within_sentence(adapter.reason)}"))
+        if (last := state.adapters[-1]) != adapter:
+            facts.append(("not used", f"adapter {last.number} of {last.date}; {within_sentence(last.reason)}"))
     elif state.adapters:
-        facts.append(("adapter", f"none in use; {state.adapters[-1].reason}"))
+        facts.append(("adapter", f"none in use; {within_sentence(state.adapters[-1].reason)}"))
     if wrong := [case for case in state.cases if case.trouble]:
         facts.append(("images", _about_images(cohort, wrong)))
     facts += [("running", sentence) for sentence in busy.values()]

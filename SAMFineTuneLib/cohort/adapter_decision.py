@@ -24,6 +24,7 @@ from SAMFineTuneLib.wording import counted
 if TYPE_CHECKING:
     from SAMFineTuneLib.metrics.patient_statistics import Difference
 
+BASE = "base"
 _USEFUL = 0.5  # mean Dice from which on correcting a proposal is less work than drawing
 _SURE = 6  # patients who all gain, or all lose, by chance one time in thirty-two
 
@@ -53,23 +54,33 @@ def decide(
 
     means = {start: by_patient(found) for start, found in candidates.items()}
     start = max(means, key=lambda one: np.mean(list(means[one].values()) or [0.0]))
-    dice, dice_before = _by_label(candidates[start]), _by_label(before or {})
-    nothing = {patient: 0.0 for patient in means[start]}
-    gain = difference(by_patient(before) if before is not None else nothing, means[start])
-    interval = gain and gain.interval
+    dice, dice_before, own = _by_label(candidates[start]), _by_label(before or {}), means[start]
+    gain = mean_before = None
     if before is None:
         in_use = max(dice.values(), default=0.0) > _USEFUL
-        reason = _about_first(dice, gain.patients if gain else 0, in_use)
+        reason = _about_first(dice, len(own), in_use)
     else:
+        earlier = by_patient(before)
+        if gain := difference(earlier, own):
+            own = {patient: own[patient] for patient in own.keys() & earlier.keys()}
+            mean_before = float(np.mean([earlier[patient] for patient in own]))
         in_use = gain is not None and gain.mean > 0
         reason = _about_gain(gain, in_use)
     if len(candidates) > 1:
         other = next(one for one in candidates if one != start)
-        reason += f" It started from the {start}, which was better than starting from the {other}."
+        equal = np.isclose(*(np.mean(list(means[one].values()) or [0.0]) for one in (start, other)))
+        compared = "as good as" if equal else "better than"
+        reason += f" It started from {called(start)}, which was {compared} starting from {called(other)}."
     today = datetime.now(timezone.utc).date().isoformat()
     return TrainedAdapter(
-        number, learned, tuple(candidates[start]), start, dice, dice_before, interval, in_use, reason, today
-    )
+        number, learned, tuple(candidates[start]), start, dice, dice_before, gain and gain.interval, in_use, reason,
+        today, float(np.mean(list(own.values()))) if own else None, mean_before,
+    )  # fmt: skip
+
+
+def called(start: str) -> str:
+    """What a candidate started from, in a sentence."""
+    return "the base" if start == BASE else start
 
 
 def _by_label(found: Dice) -> dict[str, float]:
@@ -90,14 +101,15 @@ def _about_first(dice: Mapping[str, float], patients: int, in_use: bool) -> str:
 def _about_gain(gain: Difference | None, in_use: bool) -> str:
     if gain is None:
         return "Nothing could be compared, so the previous adapter stays in use."
-    change = f"{'gained' if gain.mean > 0 else 'lost'} {abs(gain.mean):.3f} Dice"
+    change = f"gained {gain.mean:.3f} Dice over" if gain.mean > 0 else f"lost {-gain.mean:.3f} Dice against"
+    change = change if gain.mean else "have the same Dice as"
     span = ""
     if gain.low is not None:
         by_chance = gain.low <= 0 <= gain.high or gain.patients < _SURE
         chance = f"; with {gain.patients} patients it may be chance" if by_chance else ""
         span = f" (95 % interval {gain.low:+.3f} to {gain.high:+.3f}{chance})"
     result = "so it replaces the previous adapter" if in_use else "so the previous adapter stays in use"
-    return f"Its proposals for {_held(gain.patients)} {change} over those of the previous adapter{span}, {result}."
+    return f"Its proposals for {_held(gain.patients)} {change} those of the previous adapter{span}, {result}."
 
 
 def about_left_out(left_out: int) -> str:

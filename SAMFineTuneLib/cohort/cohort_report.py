@@ -243,7 +243,9 @@ def _row(number: int, one: Compared, labels: Sequence[str]) -> list[str | None]:
 
 
 def _adapter_row(one: TrainedAdapter) -> list[str | None]:
-    after, before = mean_dice(one.dice.values()), mean_dice(one.dice_before.values())
+    after, before = one.mean, one.mean_before
+    if after is None:  # of an earlier version
+        after, before = mean_dice(one.dice.values()), mean_dice(one.dice_before.values())
     gain = None if after is None or before is None else f"{after - before:+.3f}"
     if gain and one.interval:
         gain += f" ({one.interval[0]:+.3f} to {one.interval[1]:+.3f})"

@@ -116,13 +116,17 @@ class TrainedAdapter:
     dice_before: Mapping[str, float]
     """The same of the adapter in use before; empty for the first one."""
     interval: tuple[float, float] | None
-    """95 % interval of the mean gain over the one before; None where that is not defined."""
+    """95 % interval of the mean gain over the one before; None for the first one, and for a single patient."""
     in_use: bool
     """Whether the evidence let it replace the one before."""
     reason: str
     """The evidence, as a sentence."""
     date: str
     """Year-month-day."""
+    mean: float | None = None
+    """Mean Dice over the patients compared, which decides; None where earlier versions did not keep it."""
+    mean_before: float | None = None
+    """The same of the adapter in use before."""
 
 
 @dataclass(frozen=True)

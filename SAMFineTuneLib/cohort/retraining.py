@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from SAMFineTuneLib.cohort.adapter_decision import Dice, about_left_out, decide
+from SAMFineTuneLib.cohort.adapter_decision import BASE, Dice, about_left_out, called, decide
 from SAMFineTuneLib.cohort.cohort_folder import Cohort
 from SAMFineTuneLib.cohort.cohort_state import CohortState, TrainedAdapter
 from SAMFineTuneLib.cohort.patients import named_patients
@@ -39,8 +39,6 @@ if TYPE_CHECKING:
     from SAMFineTuneLib.models.spec import ModelFolder
     from SAMFineTuneLib.training import fine_tuning
     from SAMFineTuneLib.training.training_settings import TrainingSettings
-
-_BASE = "base"
 
 
 @dataclass(frozen=True)
@@ -141,7 +139,7 @@ class _Run:
 
         plan, base, before = self.plan, Store().find(self.plan.model), None
         teachers, settings = self._lesson(base)
-        candidates: dict[str, AdapterFolder | None] = {_BASE: None}
+        candidates: dict[str, AdapterFolder | None] = {BASE: None}
         if plan.before is not None:
             now = read_adapter_folder(self.cohort.adapter(plan.before))
             if self._may_start_from(now, base, teachers, settings):
@@ -274,7 +272,7 @@ class _Run:
                 self.pace["training"] = time.monotonic() - begun + left
                 left += (self.parts - part) * self.pace["training"] + self._judging_left(part)
             doing = stages.get(now.stage) or f"step {now.step} of {now.steps}"
-            self._tell("training", f"Training {part} of {self.parts}, from the {name}: {doing}", part, now.step,
+            self._tell("training", f"Training {part} of {self.parts}, from {called(name)}: {doing}", part, now.step,
                        now.steps, left)  # fmt: skip
 
         resume = (unfinished / "run.json").exists()

@@ -17,6 +17,7 @@ from small_cohorts import small_cohort, truth
 from SAMFineTuneLib.cli.main import main
 from SAMFineTuneLib.cohort.adapter_decision import decide
 from SAMFineTuneLib.cohort.cohort_folder import Cohort
+from SAMFineTuneLib.cohort.cohort_report import write_report
 from SAMFineTuneLib.cohort.cohort_state import CohortCase, CohortState, Proposal, Review, TrainedAdapter
 from SAMFineTuneLib.cohort.judges import held_out, is_due
 from SAMFineTuneLib.cohort.proposing import propose
@@ -119,7 +120,7 @@ def test_the_mean_gain_over_patients_decides():
     worse = decide({"base": dice_of(a=0.8, b=0.8, c=0.6, d=0.5)}, before, PATIENTS, (), 2)
     assert not worse.in_use and "lost 0.033" in worse.reason and "stays in use" in worse.reason
     same = decide({"base": before}, before, PATIENTS, (), 2)
-    assert not same.in_use, "equally good is not better"
+    assert not same.in_use and "have the same Dice as" in same.reason, "equally good is not better"
     few = decide({"base": dice_of(a=0.9, b=0.9, c=0.7, d=0.7)}, before, PATIENTS, (), 2)
     assert few.in_use and few.interval[0] > 0 and "it may be chance" in few.reason, "three who gain prove nothing"
     six = {name: name for name in "abcdef"}
@@ -128,12 +129,28 @@ def test_the_mean_gain_over_patients_decides():
     assert sure.in_use and "chance" not in sure.reason
 
 
+def test_the_report_and_status_say_why_a_training_is_not_used(tmp_path, capsys):
+    patients, before = {"a": "x", "c": "y"}, {"a": {"liver": 0.8, "spleen": 0.9}, "c": {"liver": 0.8, "spleen": None}}
+    after = {"a": {"liver": 0.8, "spleen": 0.96}, "c": {"liver": 0.76, "spleen": None}}
+    first, second = decide({"base": before}, None, patients, (), 1), decide({"base": after}, before, patients, (), 2)
+    assert np.mean([*second.dice.values()]) > np.mean([*second.dice_before.values()]), "labels gain, patients lose"
+    cohort = small_cohort(tmp_path, count=2, labelled=1)
+    cohort.change(lambda state: replace(state, adapters=(first, second)))
+    page = write_report(cohort, tmp_path / "report").read_text()
+    assert all(f"<td>{text}" in page for text in ("0.820", "0.825", "-0.005 (-0.040 to +0.030)"))
+    assert main(["cohort", "status", str(cohort.folder)]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "adapter adapter 1 of" in told and "not used adapter 2 of" in told and "lost 0.005 Dice against" in told
+
+
 def test_the_better_start_is_kept():
     before = dice_of(a=0.5, c=0.5)
     candidates = {"base": dice_of(a=0.6, c=0.6), "adapter 1": dice_of(a=0.7, c=0.6)}
     trained = decide(candidates, before, PATIENTS, (), 2)
     assert trained.start == "adapter 1" and trained.dice == pytest.approx({"liver": 0.65})
-    assert "started from the adapter 1, which was better than starting from the base" in trained.reason
+    assert "started from adapter 1, which was better than starting from the base" in trained.reason
+    equal = decide({"base": before, "adapter 1": before}, before, PATIENTS, (), 2)
+    assert "started from the base, which was as good as starting from adapter 1" in equal.reason
 
 
 # ---- refusals
@@ -190,7 +207,7 @@ def test_an_adapter_is_trained_then_two_candidates_and_a_new_structure_only_from
 
     first = retrain(cohort, progress=meanwhile)
     assert set(first.held_out) == judges and taught.key in first.learned and first.start == "base"
-    assert cohort.state.adapters == (first,) and first.interval is not None and not first.dice_before
+    assert cohort.state.adapters == (first,) and first.interval is None and not first.dice_before
     folder = read_adapter_folder(cohort.adapter(1))
     assert folder.exported is not None, "it runs without PyTorch"
     (gain,) = folder.card.gains
