@@ -5,7 +5,9 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import wraps
 from pathlib import Path
+from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -60,6 +62,17 @@ if TYPE_CHECKING:
 Position = Sequence[float]
 
 
+def _one_at_a_time(method: Callable) -> Callable:
+    """Let threads wait for each other that use one segmenter: steps that mix would lose prompts and segments."""
+
+    @wraps(method)
+    def alone(self: Segmenter, *args: Any, **named: Any) -> Any:
+        with self._alone:
+            return method(self, *args, **named)
+
+    return alone
+
+
 class Segmenter:
     """A volume, its segments and their prompts.
 
@@ -96,6 +109,7 @@ class Segmenter:
         session: Session | None = None,
         tell: Callable[[str], None] | None = None,
     ) -> None:
+        self._alone = RLock()
         self.volume: Volume = as_volume(image, affine, series)
         if window is None or isinstance(window, str):
             window = choose_window(self.volume, window)
@@ -173,6 +187,7 @@ class Segmenter:
         """
         return self.prompts(PromptSet((SegmentPrompts(label, prompts=(prompt,)),)), view)
 
+    @_one_at_a_time
     def prompts(self, prompts: PromptSet | str | Path, view: str | SlicePlane | None = None) -> Segmenter:
         """Place a set of prompts, or those of a file (.json, .mrk.json, .fcsv): all of them, or none.
 
@@ -208,16 +223,19 @@ class Segmenter:
             raise
         return self
 
+    @_one_at_a_time
     def undo(self) -> Segmenter:
         """Undo the last step: a prompt, a segment or a propagation."""
         self.session.undo()
         return self
 
+    @_one_at_a_time
     def redo(self) -> Segmenter:
         """Redo the last step that was undone."""
         self.session.redo()
         return self
 
+    @_one_at_a_time
     def check_prompts(self, propagating: bool = False) -> None:
         """Report doubtful positive points, such as one in air or outside its box.
 
@@ -239,6 +257,7 @@ class Segmenter:
     # ---- answers
 
     @property
+    @_one_at_a_time
     def predictor(self) -> Predictor:
         """The open model with its adapter."""
         if self._predictor is None:
@@ -247,6 +266,7 @@ class Segmenter:
             self._predictor = open_predictor(self._model, self._adapter, self._device, tell=self._tell)
         return self._predictor
 
+    @_one_at_a_time
     def use(self, predictor: Predictor) -> Segmenter:
         """Segment with another model, which is already open."""
         self._predictor = predictor
@@ -255,6 +275,7 @@ class Segmenter:
         return self
 
     @property
+    @_one_at_a_time
     def scores(self) -> dict[int, float]:
         """Label value → the lowest predicted IoU among its prompted planes."""
         scores: dict[int, float] = {}
@@ -262,6 +283,7 @@ class Segmenter:
             scores[value] = min(scores.get(value, 1.0), self._answering().score(value, plane))
         return scores
 
+    @_one_at_a_time
     def predict(self, progress: Callable[[int, int], None] | None = None) -> Segmenter:
         """Make the masks of all prompts. `progress` is called with the number of finished slices and of all slices."""
         places = self.prompted_planes
@@ -271,6 +293,7 @@ class Segmenter:
                 progress(done + 1, len(places))
         return self
 
+    @_one_at_a_time
     def propagate(
         self, label: str | None = None, direction: str = "both", progress: Callable[[int, int], None] | None = None
     ) -> Segmenter:
@@ -326,11 +349,13 @@ class Segmenter:
         """Label value and plane of every mask that follows from prompts."""
         return [(place[0], task.plane) for place, task in self.session.state.tasks.items() if task.prompts]
 
+    @_one_at_a_time
     def filled_planes(self, value: int) -> list[SlicePlane]:
         """The planes on which the segment of a label value has a mask that is not empty."""
         return [plane for plane in self.session.planes(value) if self._answering().mask(value, plane).any()]
 
     @property
+    @_one_at_a_time
     def labelmap(self) -> np.ndarray:
         """All segments as label values, uint8 or uint16 [k, j, i]; 0 is background."""
         labelmap = self._answering().labelmap()
@@ -356,6 +381,7 @@ class Segmenter:
         """Volume, grey values and extent of every segment."""
         return segment_statistics(self.volume, self.labelmap, self.segments)
 
+    @_one_at_a_time
     def save(self, path: str | Path, overwrite: bool = False) -> Path:
         """Write all segments in the geometry of the volume; the ending chooses the format.
 
@@ -430,6 +456,7 @@ class Segmenter:
 
     # ---- pictures
 
+    @_one_at_a_time
     def slice_image(self, plane: SlicePlane | int | None = None, legend: dict[int, str] | None = None) -> Any:
         """Draw a slice with masks, prompts and a legend.
 
@@ -449,6 +476,7 @@ class Segmenter:
             plane = aligned_plane(self.volume, "axial", int(plane))
         return draw_slice(self.session, self.labelmap if self.segments else None, plane, legend)
 
+    @_one_at_a_time
     def busiest_plane(self) -> SlicePlane:
         """The prompted plane that the segments cover most; without prompts the middle axial slice."""
         planes = {plane.key: plane for _, plane in self.prompted_planes}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import os
+import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import nibabel
 import numpy as np
@@ -129,6 +131,37 @@ def test_every_form_of_an_image_gives_the_same_volume(body, tmp_path):
         scan = Segmenter(image, affine=affine)
         assert np.array_equal(scan.volume.array, volume.array), form
         assert np.allclose(scan.volume.affine, volume.affine, atol=1e-3), form
+
+
+def test_an_array_that_changes_afterwards_changes_nothing(body):
+    """Masks from the voxels before, and statistics from those after, would be of no image."""
+    for as_nibabel in (False, True):
+        array = np.array(body[0].array)
+        view = array.view()
+        view.flags.writeable = False
+        if as_nibabel:
+            scan = Segmenter(nibabel.Nifti1Image(view.T, body[0].affine))
+        else:
+            scan = Segmenter(view, affine=body[0].affine)
+        array[:] = 0
+        assert np.array_equal(scan.volume.array, body[0].array)
+    fixed = np.array(body[0].array)
+    fixed.flags.writeable = False
+    assert np.shares_memory(Segmenter(fixed, affine=body[0].affine).volume.array, fixed)
+
+
+def test_threads_that_share_a_segmenter_lose_no_prompt(body, monkeypatch):
+    scan = Segmenter(body[0])
+    add = scan.session.add_segment
+
+    def slowly(*given, **named):  # lets another thread run in the middle of the step
+        time.sleep(0.05)
+        return add(*given, **named)
+
+    monkeypatch.setattr(scan.session, "add_segment", slowly)
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda n: scan.point((60, 60, n), "Liver", space="ijk"), range(4)))
+    assert [info.name for info in scan.segments] == ["Liver"] and len(scan.session.prompts) == 4
 
 
 def test_millimetres_and_voxels_of_a_tilted_flipped_volume_are_the_same_place(body, predictor, liver):

@@ -24,7 +24,7 @@ def as_volume(image: Any, affine: np.ndarray | None = None, series: str | None =
         series: which DICOM series of a folder; for a path only.
 
     Returns:
-        The volume; arrays are not copied.
+        The volume; its voxels stay as they are now, whatever becomes of an array that was given.
 
     Raises:
         UserError: for anything else, an array without affine, colours, several volumes in one image, and axes
@@ -42,7 +42,7 @@ def as_volume(image: Any, affine: np.ndarray | None = None, series: str | None =
         raise UserError(f"{kind} is not an image: give a path, a SimpleITK or nibabel image, or an array with affine=.")
     if affine is None:
         raise UserError("An array needs affine=, the 4 × 4 matrix from voxels (i, j, k) to RAS in mm.")
-    array = np.asanyarray(image)  # keeps the mask of a masked one
+    array = _unchanging(np.asanyarray(image))  # keeps the mask of a masked one
     return _volume(array[None] if array.ndim == 2 else array, affine)
 
 
@@ -73,7 +73,9 @@ def _read(image: Any, series: str | None) -> Volume | None:
             raise UserError("The nibabel image has no affine; give its array with affine=.")
         unit = getattr(image.header, "get_xyzt_units", lambda: ("mm", ""))()[0]
         in_mm = np.diag([_MILLIMETRES.get(unit, 1.0)] * 3 + [1.0]) @ image.affine
-        return _volume(np.asanyarray(image.dataobj).reshape(shape[:3]).T, in_mm)
+        array = image.dataobj
+        array = _unchanging(array) if isinstance(array, np.ndarray) else np.asanyarray(array)
+        return _volume(array.reshape(shape[:3]).T, in_mm)
     return None
 
 
@@ -82,3 +84,13 @@ def _volume(array: np.ndarray, affine: np.ndarray) -> Volume:
     if is_sheared(volume.affine):
         raise UserError("The image's axes are not perpendicular (it is sheared); resample it to a straight grid first.")
     return volume
+
+
+def _unchanging(array: np.ndarray) -> np.ndarray:
+    """The array, or a copy if its memory can be written to: masks and grey values must be those of one image."""
+    shared = array
+    while isinstance(shared, np.ndarray):
+        if shared.flags.writeable:
+            return array.copy()
+        shared = shared.base
+    return array
