@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 
 
@@ -13,6 +14,13 @@ def counted(count: int, thing: str) -> str:
 def some_names(names: Sequence[str], most: int = 4, joint: str = ", ") -> str:
     """The first names of a list, and how many there are beside them: `a, b and 7 more`."""
     return joint.join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def same_name(name: str) -> str:
+    """A name in the form in which it equals other spellings of itself: without case and outer spaces, and with letters
+    such as ü as one character, which macOS writes as two.
+    """
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name.strip()).casefold())
 
 
 def some_sentences(sentences: Sequence[str]) -> str:

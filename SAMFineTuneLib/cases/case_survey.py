@@ -15,7 +15,7 @@ from SAMFineTuneLib.cases.labelled_case import LabelChoice, Labelled, label_of, 
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.read_picture import PICTURES
 from SAMFineTuneLib.images.volume import Volume
-from SAMFineTuneLib.wording import counted, some_names, within_sentence
+from SAMFineTuneLib.wording import counted, same_name, some_names, within_sentence
 
 _MOST_CLASSES = 254
 _MANY_VALUES = 16  # number of different labels, of which an image should have more values
@@ -196,10 +196,10 @@ def _every_label(everything: Sequence[int], held: Mapping, known: Mapping) -> tu
     """
     consistent = _consistent_names(known)
     if not consistent.keys() >= set(everything):
-        names = [[known[case].get(label, "").casefold() for label in labels] for case, labels in held.items()]
+        names = [[same_name(known[case].get(label, "")) for label in labels] for case, labels in held.items()]
         told_apart = all(len(set(own)) == len(own) and "" not in own and "," not in "".join(own) for own in names)
         if told_apart:
-            spelled = {known[case][label].casefold(): known[case][label] for case in held for label in held[case]}
+            spelled = {same_name(known[case][label]): known[case][label] for case in held for label in held[case]}
             return tuple(spelled[name] for name in sorted(spelled))
     return tuple(consistent.get(label, str(label)) for label in everything)
 
@@ -207,7 +207,7 @@ def _every_label(everything: Sequence[int], held: Mapping, known: Mapping) -> tu
 def _names_of(number: str, known: Mapping) -> list[str]:
     """The names that a label chosen by number has in the cases, without those that differ in case alone."""
     found = [by_label[int(number)] for by_label in known.values() if number.isdigit() and int(number) in by_label]
-    return sorted({name.casefold(): name for name in found}.values())
+    return sorted({same_name(name): name for name in found}.values())
 
 
 def _settle_pictures(everything: Sequence[int], counts: Mapping) -> tuple[LabelChoice, tuple[str, ...]]:

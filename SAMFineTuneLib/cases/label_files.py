@@ -25,7 +25,7 @@ from SAMFineTuneLib.images.read_volume_file import sheared
 from SAMFineTuneLib.images.sitk_images import affine_of, quiet, require_utf8
 from SAMFineTuneLib.images.text_headers import check_text_header
 from SAMFineTuneLib.images.volume import is_sheared
-from SAMFineTuneLib.wording import counted
+from SAMFineTuneLib.wording import counted, same_name
 
 _MOST_VALUES = 1024  # a file with more different values is an image rather than a label map
 _ROUNDING = 0.01  # how far floating point and stored scales may be from a whole number
@@ -59,7 +59,7 @@ def _namesakes(labels: LabelMap) -> list[str]:
     names = labels.meaning.names
     for label in labels.meaning.labels_in(count_values(labels.array)) if names else ():
         if label in names:
-            alike.setdefault(names[label].casefold(), []).append(label)
+            alike.setdefault(same_name(names[label]), []).append(label)
     return [
         f"{len(own)} segments are named “{names[own[0]]}” (labels {', '.join(map(str, own))}): a cohort takes them for "
         "one structure; elsewhere each is its own label, chosen by number."

@@ -13,7 +13,7 @@ from SAMFineTuneLib.cases.cases import Case, digest_of
 from SAMFineTuneLib.cases.label_map import Labels, Meaning, count_values
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.volume import Volume
-from SAMFineTuneLib.wording import some_names
+from SAMFineTuneLib.wording import same_name, some_names
 
 IGNORED = 255
 """The class of undecided voxels, which are ignored."""
@@ -143,7 +143,7 @@ def label_of(wanted: str, there: Sequence[int], names: Mapping[int, str]) -> int
     Returns:
         The label, or None when the case lacks it.
     """
-    named = [label for label, name in names.items() if name.casefold() == wanted.casefold() and label in there]
+    named = [label for label, name in names.items() if same_name(name) == same_name(wanted) and label in there]
     if len(named) > 1:
         raise UserError(
             f"In one case {len(named)} labels are named {wanted} ({some_names(list(map(str, named)))}); rename one, or "

@@ -17,6 +17,7 @@ from SAMFineTuneLib.cohort.cohort_state import CohortCase
 from SAMFineTuneLib.cohort.confidence import Signals, signals_of
 from SAMFineTuneLib.cohort.review import PROPOSED_LABELS
 from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.wording import same_name
 
 if TYPE_CHECKING:
     from SAMFineTuneLib.images import Volume
@@ -112,8 +113,8 @@ def _segmented(cohort: Cohort, case: CohortCase, job: CaseJob, cancelled: Callab
 
 def _values(classes: Sequence[str], labels: dict[int, str]) -> dict[int, int]:
     """Class of the adapter → label value of the cohort, by name."""
-    known = {name.casefold(): value for value, name in labels.items()}
-    numbers = {name.casefold(): number for number, name in enumerate(classes) if number}
+    known = {same_name(name): value for value, name in labels.items()}
+    numbers = {same_name(name): number for number, name in enumerate(classes) if number}
     return {number: known[name] for name, number in numbers.items() if name in known}
 
 

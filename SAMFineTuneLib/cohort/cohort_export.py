@@ -31,7 +31,7 @@ from SAMFineTuneLib.images import SegmentInfo, Volume, read_volume, write_labelm
 from SAMFineTuneLib.images.sitk_images import write_image
 from SAMFineTuneLib.models.optional_packages import require
 from SAMFineTuneLib.report_page import paint
-from SAMFineTuneLib.wording import some_sentences
+from SAMFineTuneLib.wording import same_name, some_sentences
 
 FORMS = ("nifti", "nnunet", "dicom-seg")
 PROVENANCE = "provenance.json"
@@ -109,8 +109,8 @@ def file_names(cases: tuple[CohortCase, ...]) -> dict[str, str]:
     """
     words = {case.key: re.sub(r"[^\w.-]+", "_", case.name.removesuffix(_CHANNEL)).lstrip(".-") for case in cases}
     plain = {key: word or key for key, word in words.items()}  # other programs would take a leading dash for an option
-    often = Counter(name.casefold() for name in plain.values())
-    return {key: name if often[name.casefold()] == 1 else f"{name}_{key[:6]}" for key, name in plain.items()}
+    often = Counter(same_name(name) for name in plain.values())
+    return {key: name if often[same_name(name)] == 1 else f"{name}_{key[:6]}" for key, name in plain.items()}
 
 
 class _LeftOut(Exception):

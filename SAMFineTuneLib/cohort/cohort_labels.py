@@ -8,6 +8,7 @@ import numpy as np
 
 from SAMFineTuneLib.cases.label_map import Meaning
 from SAMFineTuneLib.errors import UserError
+from SAMFineTuneLib.wording import same_name
 
 
 def renumbered(
@@ -33,7 +34,7 @@ def renumbered(
     names, table = dict(known), np.zeros(max(values, default=0) + 1, np.uint16)
     for value in values:
         name = meaning.names.get(value, "").strip()
-        by_name = next((one for one, own in names.items() if own.casefold() == name.casefold()), None)
+        by_name = next((one for one, own in names.items() if same_name(own) == same_name(name)), None)
         if not name and value in names:
             by_name = value
         if by_name is None and not more:

@@ -14,6 +14,7 @@ from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images.segment_info import check_name
 from SAMFineTuneLib.process_lock import has_ended
 from SAMFineTuneLib.typed_json import made
+from SAMFineTuneLib.wording import same_name
 
 STATES = ("untouched", "proposed", "corrected", "accepted", "refused")
 LEASE = 600.0
@@ -204,7 +205,7 @@ def parsed(values: dict[str, Any], path: Path) -> CohortState:
         raise ValueError(f"unknown state {unknown.pop()}")
     if not all(0 < value <= _LARGEST_LABEL for value in state.labels):
         raise ValueError("label values")
-    names = {name.strip().casefold() for name in state.labels.values()}
+    names = {same_name(name) for name in state.labels.values()}
     if len(names) < len(state.labels) or "" in names:
         raise UserError(f"“{path}” gives two labels the same name, or a label no name; give each its own there.")
     for name in names:

@@ -20,7 +20,7 @@ from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import require_writable
 from SAMFineTuneLib.images import Volume, read_volume, write_labelmap
 from SAMFineTuneLib.images.segment_info import check_name
-from SAMFineTuneLib.wording import some_sentences, within_sentence
+from SAMFineTuneLib.wording import same_name, some_sentences, within_sentence
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def create_cohort(
     while given and not given[-1]:  # a comma at the end
         given.pop()
     names = dict(enumerate(given, start=1))
-    if not all(given) or len({name.casefold() for name in given}) < len(given):
+    if not all(given) or len({same_name(name) for name in given}) < len(given):
         told = ", ".join(f"“{name}”" for name in given)
         raise UserError(f"Each label value 1, 2, … needs a name of its own, but they are called {told}; give each "
                         "a different one.")  # fmt: skip

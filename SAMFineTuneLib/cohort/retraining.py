@@ -31,6 +31,7 @@ from SAMFineTuneLib.errors import UserError, is_out_of_memory
 from SAMFineTuneLib.files import move_over, write_text
 from SAMFineTuneLib.process_lock import owning
 from SAMFineTuneLib.typed_json import loaded
+from SAMFineTuneLib.wording import same_name
 
 if TYPE_CHECKING:
     from SAMFineTuneLib.cases.cases import Case
@@ -337,8 +338,8 @@ def dice_of_proposal(
     volume = annotated.volume
     window, orientations = choose_window(volume, recipe.get("window")), learned_orientations(volume, recipe)
     classes = segment_classes(predictor, volume, window, orientations, lambda _: look())
-    numbers = {name.casefold(): number for number, name in enumerate(predictor.engine.spec.classes) if number}
+    numbers = {same_name(name): number for number, name in enumerate(predictor.engine.spec.classes) if number}
     return {
-        name: dice(classes == numbers.get(name.casefold(), -1), annotated.labels == value)
+        name: dice(classes == numbers.get(same_name(name), -1), annotated.labels == value)
         for value, name in labels.items()
     }

@@ -11,6 +11,7 @@ from SAMFineTuneLib.evaluation.objects import Subject
 from SAMFineTuneLib.evaluation.result_rows import Row
 from SAMFineTuneLib.inference.automatic_head import segment_classes
 from SAMFineTuneLib.metrics.mask_metrics import Agreement, agreement
+from SAMFineTuneLib.wording import same_name
 
 
 def automatic(method: OpenMethod, subject: Subject, settings: EvaluationSettings) -> Iterator[Row]:
@@ -46,9 +47,9 @@ def matched(labels: Sequence[str], classes: Sequence[str]) -> list[tuple[int, in
 
     Matched by name; by order where no name agrees but there are as many classes as labels.
     """
-    by_name = {name.casefold(): number for number, name in enumerate(classes, start=1)}
-    pairs = [(number, by_name[label.casefold()]) for number, label in enumerate(labels, start=1)
-             if label.casefold() in by_name]  # fmt: skip
+    by_name = {same_name(name): number for number, name in enumerate(classes, start=1)}
+    pairs = [(number, by_name[same_name(label)]) for number, label in enumerate(labels, start=1)
+             if same_name(label) in by_name]  # fmt: skip
     if not pairs and len(labels) == len(classes):
         return [(number, number) for number in range(1, len(labels) + 1)]
     return pairs

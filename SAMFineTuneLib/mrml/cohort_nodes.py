@@ -27,6 +27,7 @@ from SAMFineTuneLib.mrml.segments.labelmaps import (
 )
 from SAMFineTuneLib.mrml.volume_nodes import own_affine
 from SAMFineTuneLib.prompts import segment_color
+from SAMFineTuneLib.wording import same_name
 
 _AT_ONCE = 1 << 22  # bytes copied in a step
 
@@ -159,11 +160,11 @@ def label_file_steps(path: Path, segmentation_node, volume_node, labels: Mapping
         Sentences to show.
     """
     segmentation = segmentation_node.GetSegmentation()
-    values = {name.casefold(): value for value, name in labels.items()}
+    values = {same_name(name): value for value, name in labels.items()}
     known, notes = {}, []
     for segment_id, (name, _value, stamp) in content_of(segmentation_node).items():
-        if name.casefold() in values:
-            known[segment_id] = values[name.casefold()]
+        if same_name(name) in values:
+            known[segment_id] = values[same_name(name)]
         elif stamp:
             notes.append(f"Segment “{name}” was left out: the cohort's structures are {', '.join(labels.values())}.")
     for value, count in Counter(known.values()).items():

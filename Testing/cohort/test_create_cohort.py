@@ -27,7 +27,7 @@ from SAMFineTuneLib.cohort.patients import patient_digest
 from SAMFineTuneLib.cohort.review import accept
 from SAMFineTuneLib.disk_errors import DiskError
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.images import read_volume
+from SAMFineTuneLib.images import SegmentInfo, read_volume, write_labelmap
 
 
 def made(folder, source, *labels):
@@ -341,6 +341,19 @@ def test_a_list_is_matched_as_asked_and_what_became_of_its_labels_is_said(tmp_pa
     voxel_by_voxel, patient = new.notes
     assert voxel_by_voxel.startswith("a: The labels were taken voxel by voxel")
     assert patient.startswith("c: The list names no patient")
+
+
+def test_a_structures_name_is_known_in_any_case_and_form_of_its_umlauts(tmp_path):
+    for number, name in enumerate(["Hüftgelenk", "HÜFTGELENK", "Hu\u0308ftgelenk"]):
+        image = tmp_path / "images" / f"{number}.nii.gz"
+        save(image, image_of(truth(number), number), AFFINE)
+        (tmp_path / "labels").mkdir(exist_ok=True)
+        segments = [SegmentInfo(name, 1, (1.0, 0.0, 0.0))]
+        write_labelmap(tmp_path / "labels" / f"{number}.seg.nrrd", truth(number), read_volume(image), segments)
+    cohort = made(tmp_path / "cohort", tmp_path).cohort
+    assert cohort.state.labels == {1: "Hüftgelenk"} and len(cohort.state.accepted) == 3
+    with pytest.raises(UserError, match="needs a name of its own"):
+        made(tmp_path / "other", tmp_path, "Hüftgelenk", "Hu\u0308ftgelenk")
 
 
 def test_a_gap_in_the_names_moves_no_value(tmp_path):
