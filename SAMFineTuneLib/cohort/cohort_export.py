@@ -15,7 +15,8 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +54,7 @@ def export(
         folder: a new or an empty folder; it appears complete or not at all.
         form: one of FORMS.
         progress: called with the number of finished cases, of all cases, and the name of the next one.
-        tell: called with sentences about cases that are left out.
+        tell: called with sentences about cases that are left out, and about what the others lack.
         names: keys or names of the cases; default: all accepted ones.
 
     Returns:
@@ -77,13 +78,18 @@ def export(
         raise UserError("Only accepted cases can be exported; accept the others first, or leave them out.")
     called, sources = file_names(state.accepted), _sources(cohort)
     written: dict[str, CohortCase] = {}
+    modalities: set[str] = set()
     left_out: list[str] = []
+    notes: list[str] = []
     with only_new(), staged_folder(folder) as building:
         write = {"nifti": _write_nifti, "nnunet": _write_nnunet, "dicom-seg": _write_dicom_seg}[form]
         for done, case in enumerate(cases):
             progress(done, len(cases), case.name)
             try:
-                written[write(cohort, case, building, called[case.key], sources[case.key])] = case
+                made = write(cohort, case, building, called[case.key], sources[case.key])
+                written[made.file] = case
+                modalities.add(made.modality)
+                notes += [f"{case.name}: {note}" for note in made.notes]
             except _LeftOut as reason:
                 left_out.append(f"{case.name} is left out: {reason}")
         progress(len(cases), len(cases), "")
@@ -93,14 +99,18 @@ def export(
             named = {str(value): name for value, name in state.labels.items()}
             write_text(building / "labels.json", json.dumps(named, indent=1, ensure_ascii=False))
         if form == "nnunet":
-            write_text(building / "dataset.json", json.dumps(_dataset(cohort, list(written.values())), indent=1))
+            write_text(building / "dataset.json", json.dumps(_dataset(cohort, len(written), modalities), indent=1))
+            if len(modalities) > 1:
+                named = ", ".join(sorted(one or "not known" for one in modalities))
+                notes.append(f"The images are of several modalities ({named}), which nnU-Net normalises alike; export "
+                             "a cohort of one modality if they should differ.")  # fmt: skip
         about = {file: {"case": case.key, **sources[case.key]} for file, case in written.items()}
         content = {"software": f"SAMFineTune {__version__}", "labels": list(state.labels.values()), "cases": about}
         write_text(building / PROVENANCE, json.dumps(content, indent=1, ensure_ascii=False))
-        for sentence in left_out:
+        for sentence in (*left_out, *notes):
             tell(sentence)
-        made = [path.relative_to(building) for path in sorted(building.rglob("*")) if path.is_file()]
-    return tuple(folder / path for path in made)
+        files = [path.relative_to(building) for path in sorted(building.rglob("*")) if path.is_file()]
+    return tuple(folder / path for path in files)
 
 
 def file_names(cases: tuple[CohortCase, ...]) -> dict[str, str]:
@@ -115,6 +125,15 @@ def file_names(cases: tuple[CohortCase, ...]) -> dict[str, str]:
 
 class _LeftOut(Exception):
     """Why a case cannot be written in a form."""
+
+
+@dataclass(frozen=True)
+class _Written:
+    """The file with the labels of a case, sentences about it, and the modality of its image where that matters."""
+
+    file: str
+    notes: tuple[str, ...] = ()
+    modality: str = ""
 
 
 def _sources(cohort: Cohort) -> dict[str, dict[str, str]]:
@@ -147,13 +166,13 @@ def _read(cohort: Cohort, case: CohortCase) -> tuple[Volume, np.ndarray]:
     return volume, read_labels(cohort.accepted_labels(case)).array
 
 
-def _write_nifti(cohort: Cohort, case: CohortCase, folder: Path, name: str, source: Mapping[str, str]) -> str:
+def _write_nifti(cohort: Cohort, case: CohortCase, folder: Path, name: str, source: Mapping[str, str]) -> _Written:
     labels = read_labels(cohort.accepted_labels(case))
     write_labelmap(folder / f"{name}.nii.gz", labels.array, Volume(labels.array, labels.affine))
-    return f"{name}.nii.gz"
+    return _Written(f"{name}.nii.gz")
 
 
-def _write_nnunet(cohort: Cohort, case: CohortCase, folder: Path, name: str, source: Mapping[str, str]) -> str:
+def _write_nnunet(cohort: Cohort, case: CohortCase, folder: Path, name: str, source: Mapping[str, str]) -> _Written:
     volume, labels = _read(cohort, case)
     image = folder / "imagesTr" / f"{name}{_CHANNEL}.nii.gz"
     image.parent.mkdir(exist_ok=True)
@@ -161,20 +180,22 @@ def _write_nnunet(cohort: Cohort, case: CohortCase, folder: Path, name: str, sou
     numbers = np.zeros(max(*cohort.state.labels, int(labels.max())) + 1, np.uint16)
     numbers[list(cohort.state.labels)] = range(1, len(cohort.state.labels) + 1)
     write_labelmap(folder / "labelsTr" / f"{name}.nii.gz", numbers[labels], volume)
-    return f"labelsTr/{name}.nii.gz"
+    return _Written(f"labelsTr/{name}.nii.gz", modality=volume.modality or "")
 
 
-def _dataset(cohort: Cohort, written: Sequence[CohortCase]) -> dict:
-    """nnU-Net's `dataset.json`; its labels are numbered without gaps."""
+def _dataset(cohort: Cohort, count: int, modalities: Set[str]) -> dict:
+    """nnU-Net's `dataset.json`; its labels are numbered without gaps. It treats the grey values of a channel named CT
+    as Hounsfield units.
+    """
     return {
-        "channel_names": {"0": read_volume(cohort.image(written[0])).modality or "image"},
+        "channel_names": {"0": "".join(modalities if len(modalities) == 1 else ()) or "image"},
         "labels": {"background": 0} | {name: n for n, name in enumerate(cohort.state.labels.values(), start=1)},
-        "numTraining": len(written),
+        "numTraining": count,
         "file_ending": ".nii.gz",
     }
 
 
-def _write_dicom_seg(cohort: Cohort, case: CohortCase, folder: Path, name: str, source: Mapping[str, str]) -> str:
+def _write_dicom_seg(cohort: Cohort, case: CohortCase, folder: Path, name: str, source: Mapping[str, str]) -> _Written:
     from SAMFineTuneLib.images.dicom_seg import write_dicom_seg
 
     volume, labels = _read(cohort, case)
@@ -182,11 +203,13 @@ def _write_dicom_seg(cohort: Cohort, case: CohortCase, folder: Path, name: str, 
         raise _LeftOut("its image is not a DICOM series.")
     if not labels.any():
         raise _LeftOut("nothing is labelled in it.")
-    segments = [SegmentInfo(name, value, paint(n)) for n, (value, name) in enumerate(cohort.state.labels.items())]
+    held = set(np.unique(labels))
+    segments = [SegmentInfo(name, value, paint(n)) for n, (value, name) in enumerate(cohort.state.labels.items())
+                if value in held]  # fmt: skip
     try:
-        write_dicom_seg(folder / f"{name}.dcm", labels, volume, segments, source)
+        notes = write_dicom_seg(folder / f"{name}.dcm", labels, volume, segments, source)
     except DiskError:
         raise
     except UserError as error:
         raise _LeftOut(str(error)) from error
-    return f"{name}.dcm"
+    return _Written(f"{name}.dcm", notes)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 import time
@@ -117,13 +118,14 @@ def _receive(piece: Piece) -> dict[str, Any]:
 
 
 def _export(piece: Piece) -> dict[str, Any]:
-    from SAMFineTuneLib.cohort.cohort_export import export
+    from SAMFineTuneLib.cohort.cohort_export import PROVENANCE, export
 
-    cohort, left_out = piece.cohort, []
+    cohort, notes = piece.cohort, []
     progress = piece.all_or_nothing("The export was cancelled; nothing was written.")
     with piece.results() as (folder, told):
-        export(cohort, folder, piece.asked["form"], progress, left_out.append)
-    return {**told, "cases": len(cohort.state.accepted) - len(left_out), "notes": few(left_out)}
+        export(cohort, folder, piece.asked["form"], progress, notes.append)
+        count = len(json.loads((folder / PROVENANCE).read_text("utf-8"))["cases"])
+    return {**told, "cases": count, "notes": few(notes)}
 
 
 def few(notes: Sequence[str]) -> list[str]:

@@ -76,6 +76,24 @@ def test_dicom_seg_with_its_provenance(tmp_path):
     assert read_labels(files[0]).array.sum() == blob().sum()
 
 
+def test_what_a_form_cannot_hold_is_said(tmp_path):
+    pytest.importorskip("highdicom")
+    stored = (image_of(blob((6, 32, 32))) + 100).astype(np.uint16)
+    positions = [np.array([0.0, 0.0, 2.5 * k]) for k in (0, 1, 3, 4, 5, 6)]  # one slice is missing
+    write_series(tmp_path / "scans" / "ct", stored, positions=positions)
+    write_series(tmp_path / "scans" / "mr", stored + 1, Modality="MR")
+    cohort, notes = create_cohort(tmp_path / "cohort", find_images(tmp_path / "scans"), ["liver", "cyst"]).cohort, []
+    for case in cohort.state.cases:
+        accept(cohort, case.key, np.ones(read_volume(cohort.image(case)).shape, np.uint8))
+    export(cohort, tmp_path / "seg", "dicom-seg", tell=notes.append)
+    assert len(notes) == 1 and notes[0].startswith("ct: 1024 voxels on slices missing from the series")
+    export(cohort, tmp_path / "nnunet", "nnunet", tell=notes.append)
+    assert "several modalities (CT, MR)" in notes[1]
+    assert json.loads((tmp_path / "nnunet" / "dataset.json").read_text())["channel_names"] == {"0": "image"}
+    export(cohort, tmp_path / "ct", "nnunet", names=["ct"])
+    assert json.loads((tmp_path / "ct" / "dataset.json").read_text())["channel_names"] == {"0": "CT"}
+
+
 def test_a_case_whose_image_is_gone_or_damaged_is_left_out(tmp_path):
     cohort, notes = small_cohort(tmp_path, 3, labelled=3), []
     (tmp_path / "images" / "a.nii.gz").write_bytes(b"damaged")
