@@ -272,6 +272,13 @@ def test_a_prompt_that_fails_leaves_nothing_behind(body, predictor, tmp_path):
             attempt()
 
 
+def test_a_prompt_outside_is_named_by_its_number_in_the_file(body):
+    inside, outside = PointPrompt(tuple(body[0].ijk_to_ras((64, 64, 6)))), PointPrompt((0.0, 0.0, 5000.0))
+    scan = Segmenter(body[0])
+    with pytest.raises(UserError, match="Point 3 of segment Liver .* outside the volume"):
+        scan.prompts(PromptSet((SegmentPrompts("Liver", prompts=(inside, inside, outside)),)))
+
+
 def test_several_segments_from_calls_and_a_file_keep_their_names(body, predictor, liver, tmp_path):
     volume, _, _ = body
     _, low, high = liver

@@ -131,7 +131,7 @@ def placed_view(prompt: Prompt, view: str | SlicePlane) -> str | SlicePlane:
 
 
 def planes_of(
-    volume: Volume, prompt: Prompt, view: str | SlicePlane, segment: str = ""
+    volume: Volume, prompt: Prompt, view: str | SlicePlane, segment: str = "", number: int = 1
 ) -> dict[SlicePlane, PlanePrompts]:
     """The parts of a prompt on slice planes, in the order of the planes.
 
@@ -147,10 +147,11 @@ def planes_of(
         prompt: the prompt.
         view: the orientation, or the plane of the view in which it was placed.
         segment: the name of its segment, for messages.
+        number: which of the segment's prompts of its kind it is, for messages.
 
     Raises:
         UserError: it lies outside the volume or off the plane, or has no area.
     """
     planes = PlanesOfView(volume, placed_view(prompt, view))
-    found = prompt.project(planes, f"{prompt.noun} 1 of segment {segment}")
+    found = prompt.project(planes, f"{prompt.noun} {number} of segment {segment}")
     return dict(sorted(found.items(), key=lambda item: item[0].index or 0))

@@ -89,7 +89,9 @@ def place_prompt(
         UserError: when it cannot be placed there.
     """
     view = placed_view(prompt, view)
-    parts = planes_of(volume, prompt, view, find_segment(state, segment).name)
+    alike = [one.id for one in state.prompts if one.segment == segment and one.prompt.noun == prompt.noun]
+    nth = 1 + (alike.index(number) if number in alike else len(alike))
+    parts = planes_of(volume, prompt, view, find_segment(state, segment).name, nth)
     return PlacedPrompt(number, segment, prompt, view, tuple(parts.items()))
 
 

@@ -113,15 +113,20 @@ class State:
             for placed in self.prompts
             if len(placed.parts) == 1 and placed.parts[0][1].box is not None
         }
-        tasks = {place: Task(item.plane, item, ()) for place, item in self.propagated.items()}
+        planes = {place: item.plane for place, item in self.propagated.items()}
+        prompts: dict[Place, list[PlanePrompts]] = {place: [] for place in planes}
         for placed in self.prompts:
             for plane, part in placed.parts:
                 place = (placed.segment, plane.key)
                 if len(placed.parts) > 1 and part.box is not None and place in own_boxes:
                     continue  # a slice's own box counts, not what a 3-D box cuts there
-                before = tasks.pop(place, Task(plane, None, ()))
-                tasks[place] = replace(before, prompts=(*before.prompts, part))
-        return tasks
+                own = prompts.pop(place, [])
+                own.append(part)
+                prompts[place] = own
+                planes.setdefault(place, plane)
+        return {
+            place: Task(planes[place], self.propagated.get(place), tuple(own)) for place, own in prompts.items()
+        }
 
     def same_as(self, other: State) -> bool:
         """Whether both have the same content."""
