@@ -186,7 +186,7 @@ def test_the_table_holds_what_was_done_before_the_end(samfinetune, scans, tmp_pa
 
 
 def test_a_demo_renews_its_own_files_and_no_others(samfinetune, tmp_path, monkeypatch):
-    small = functools.partial(body_phantom, shape=(6, 64, 64), spacing=(5.6, 5.6, 16.0))
+    small = functools.partial(body_phantom, shape=(3, 64, 64), spacing=(5.6, 5.6, 32.0))
     monkeypatch.setattr("SAMFineTuneLib.images.body_phantom", small)
     assert samfinetune("demo").code == 0
     before = (tmp_path / "demo" / "prompts.json").read_bytes()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import functools
 import importlib
 import re
 from collections import defaultdict
@@ -45,7 +46,7 @@ class Source:
         files = (root / "SAMFineTuneLib").rglob("*.py")
         trees = {path.relative_to(root).with_suffix("").parts: ast.parse(path.read_text("utf-8")) for path in files}
         self.trees = {".".join(parts).removesuffix(".__init__"): tree for parts, tree in trees.items()}
-        self.defined, self.methods = {}, defaultdict(list)
+        self.defined, self.methods, self.members = {}, defaultdict(list), defaultdict(list)
         for module, tree in self.trees.items():
             for node in tree.body:
                 self._define(module, node)
@@ -59,6 +60,7 @@ class Source:
                 if isinstance(method, ast.FunctionDef):
                     self.defined[module, f"{node.name}.{method.name}"] = method
                     self.methods[method.name].append((module, f"{node.name}.{method.name}"))
+                    self.members[module, node.name].append((module, f"{node.name}.{method.name}"))
         for target in getattr(node, "targets", [getattr(node, "target", None)]):
             if isinstance(target, ast.Name):
                 self.defined[module, target.id] = node
@@ -77,6 +79,7 @@ class Source:
             module, name = self.imported[module][name]
         return module, name
 
+    @functools.cache  # noqa: B019  (commands share most of what they reach)
     def references(self, key: tuple[str, str]) -> tuple[set, set]:
         """What a function or class refers to, and the names of the methods it may call."""
         (module, name), node = key, self.defined[key]
@@ -101,15 +104,19 @@ class Source:
         seen, todo, classes, called = {start}, [start], set(), set()
         while todo:
             key = todo.pop()
-            classes |= {key} if isinstance(self.defined[key], ast.ClassDef) else set()
             known, methods = self.references(key)
+            candidates = {one for name in methods - called for one in self.methods[name]}
+            found = {one for one in candidates if (one[0], one[1].partition(".")[0]) in classes}
             called |= methods
-            candidates = {one for name in called for one in self.methods[name]} if methods or key in classes else ()
-            known |= {one for one in candidates if (one[0], one[1].partition(".")[0]) in classes}
-            todo += known - seen
-            seen |= known
+            if isinstance(self.defined[key], ast.ClassDef):
+                classes.add(key)
+                found |= {one for one in self.members[key] if one[1].partition(".")[2] in called}
+            new = (known | found) - seen
+            todo += new
+            seen |= new
         return seen
 
+    @functools.cache  # noqa: B019
     def texts(self, key: tuple[str, str]) -> list[str]:
         """The sentences of a function that advise options: of commands, those of errors; of the library, all."""
         node = self.defined[key]
@@ -134,6 +141,12 @@ def _written(node: ast.AST) -> str:
     return "".join(texts) if all(isinstance(text, str) for text in texts) else ""
 
 
+@pytest.fixture(scope="module")
+def source(root) -> Source:
+    return Source(root)
+
+
+@functools.cache
 def commands() -> dict[str, argparse.ArgumentParser]:
     """The parser of each command, and of each action of those that consist of some."""
     parser, found = Parser(), {}
@@ -161,8 +174,8 @@ def misplaced(text: str, command: str, parsers: dict[str, argparse.ArgumentParse
     return wrong
 
 
-def test_errors_advise_options_of_the_command_that_shows_them(root):
-    source, parsers, wrong, seen = Source(root), commands(), [], set()
+def test_errors_advise_options_of_the_command_that_shows_them(source):
+    parsers, wrong, seen = commands(), [], set()
     for command, parser in parsers.items():
         act = parser.get_default("act")
         if command in OTHERS or (act is None and any(one.startswith(command + " ") for one in parsers)):
@@ -176,10 +189,10 @@ def test_errors_advise_options_of_the_command_that_shows_them(root):
     assert ("SAMFineTuneLib.cases.label_grid", "_OPTIONS") in seen and len(seen) > 20, "errors are found"
 
 
-def test_commands_that_texts_name_are_there(root):
+def test_commands_that_texts_name_are_there(source):
     parsers, wrong = commands(), []
     groups = {name.partition(" ")[0] for name in parsers if " " in name}
-    for module, tree in Source(root).trees.items():
+    for module, tree in source.trees.items():
         for text in (one.value for one in ast.walk(tree) if isinstance(one, ast.Constant)):
             for named in COMMAND.finditer(text) if isinstance(text, str) else ():
                 action = named[2] and named[1] in groups and f"{named[1]} {named[2]}"
