@@ -147,7 +147,7 @@ def _check(args: argparse.Namespace) -> int:
 
     settings, store, cases, test, start = _asked(args)
     try:
-        _require_packages()
+        _require_packages(args.method)
     except UserError:  # the cases can be shown nevertheless
         exclusive = "automatic" in settings.heads
         show_cases(args, cases, test, survey([*cases, *test], settings.labels, exclusive=exclusive))
@@ -197,14 +197,15 @@ def _name(args: argparse.Namespace) -> str:
     return args.name or Path(args.output).expanduser().resolve().name
 
 
-def _require_packages() -> None:
+def _require_packages(method: str) -> None:
     from SAMFineTuneLib.models.optional_packages import require
 
-    require("Training", "peft", "torch", extra="training")
+    lora = ("peft",) if method == "lora" else ()  # importing it takes seconds
+    require("Training", *lora, "torch", extra="training")
 
 
 def _train(args: argparse.Namespace) -> int:
-    _require_packages()
+    _require_packages(args.method)
     from SAMFineTuneLib.errors import is_out_of_memory
     from SAMFineTuneLib.models.store import Store
     from SAMFineTuneLib.training.fine_tuning import fine_tune

@@ -89,7 +89,7 @@ def retrain(
 
     cohort.change(named_patients)  # for one from before names told patients
     divided_cases(cohort.state)  # before PyTorch is loaded, which may take a while
-    require("Training", "peft", "torch", "safetensors", extra="training")
+    require("Training", "torch", "safetensors", extra="training")
     try:
         with owning(cohort.folder / TRAINING, "The training of this cohort"):
             announce = sentence_writer(cohort.folder / TRAINING)
@@ -224,6 +224,7 @@ class _Run:
         from SAMFineTuneLib.cases.case_slices import is_isotropic
         from SAMFineTuneLib.cases.label_files import read_labels
         from SAMFineTuneLib.models.adapters.tuning_method import Method
+        from SAMFineTuneLib.models.optional_packages import require
         from SAMFineTuneLib.training.training_settings import TrainingSettings
 
         teachers, isotropic = [], True
@@ -235,6 +236,8 @@ class _Run:
         # All weights of so small a network can be trained, which finds structures without prompts better than LoRA does
         # (docs/results.md). The held-out patients judge, so every other case can teach.
         method = Method("vanilla" if base.spec.architecture == "compact" else "lora")
+        if method.method == "lora":
+            require("Training", "peft", extra="training")  # importing it takes seconds
         # The mean of three orientations is better than one where the volumes resolve them (docs/results.md).
         return teachers, TrainingSettings.of_preset(
             self.plan.preset, method=method, orientation="all" if isotropic else "auto", folds=0, validation=0,

@@ -44,6 +44,24 @@ def here(adapter, tmp_path) -> Path:
     return shutil.copytree(adapter, tmp_path / "organs")
 
 
+@pytest.fixture(scope="session")
+def exported(adapter, tmp_path_factory) -> Path:
+    """The same adapter with its ONNX files."""
+    from SAMFineTuneLib.models.adapters.adapter_folder import read_adapter_folder
+    from SAMFineTuneLib.models.adapters.merged_export import export_adapter
+    from SAMFineTuneLib.models.store import Store
+
+    folder = shutil.copytree(adapter, tmp_path_factory.mktemp("exported") / "organs")
+    export_adapter(read_adapter_folder(folder), Store().get("compact"))
+    return folder
+
+
+@pytest.fixture
+def ready(exported, tmp_path) -> Path:
+    """A copy of that which a test may change."""
+    return shutil.copytree(exported, tmp_path / "organs")
+
+
 @pytest.fixture
 def volumes(tmp_path) -> Path:
     """A folder with a NIfTI and a DICOM series of four slices each."""
@@ -83,8 +101,8 @@ def test_import_list_show_compare_remove(samfinetune, here):
     assert gone.code == 2 and "There is no adapter 'mine'; the adapters on this computer are: none." in gone.err
 
 
-def test_a_damaged_adapter_is_listed_as_such_and_can_be_removed(samfinetune, here, tmp_path):
-    samfinetune("adapters", "import", here, "--name", "mine")
+def test_a_damaged_adapter_is_listed_as_such_and_can_be_removed(samfinetune, ready, tmp_path):
+    samfinetune("adapters", "import", ready, "--name", "mine")
     with open(tmp_path / "home" / "adapters" / "mine" / "adapter_model.safetensors", "ab") as file:
         file.write(b"!")
     listed = samfinetune("adapters", "list")
@@ -111,9 +129,9 @@ def test_a_card_with_other_values_is_one_sentence(samfinetune, here, field, valu
         assert done.code == 2 and "card.json is damaged" in done.err and done.err.count("\n") == 1
 
 
-def test_a_name_comes_before_a_folder_of_that_name(samfinetune, here, monkeypatch):
-    samfinetune("adapters", "import", here)
-    monkeypatch.chdir(here.parent)
+def test_a_name_comes_before_a_folder_of_that_name(samfinetune, ready, monkeypatch):
+    samfinetune("adapters", "import", ready)
+    monkeypatch.chdir(ready.parent)
     assert "home" in samfinetune("adapters", "show", "organs").out, "that of this computer, which is exported"
     assert "home" not in samfinetune("adapters", "show", "./organs").out
 
@@ -240,17 +258,16 @@ def test_prompts_are_answered_with_the_adapter_and_the_encoder_is_shared_when_it
     assert other.code == 2 and "There is no model 'nowhere'" in other.err
 
 
-def test_an_exported_adapter_needs_neither_pytorch_nor_its_base(samfinetune, another_computer, here, volumes, tmp_path):
-    assert samfinetune("adapters", "export", here).code == 0
-    command = ("segment", volumes / "three.nii.gz", "--auto", "--adapter", here)
+def test_an_exported_adapter_needs_neither_pytorch_nor_its_base(another_computer, ready, volumes, tmp_path):
+    command = ("segment", volumes / "three.nii.gz", "--auto", "--adapter", ready)
     assert another_computer(*command, "-o", "with.nii.gz").code == 0
-    card = json.loads((here / "card.json").read_text())
-    (here / "card.json").write_text(json.dumps(card | {"base": "of-the-author"}))
+    card = json.loads((ready / "card.json").read_text())
+    (ready / "card.json").write_text(json.dumps(card | {"base": "of-the-author"}))
     result = another_computer(*command, "-o", "without.nii.gz")
     assert result.code == 0, result.err
     images = [sitk.GetArrayFromImage(sitk.ReadImage(tmp_path / f"{name}.nii.gz")) for name in ("with", "without")]
     assert np.array_equal(*images)
-    shutil.rmtree(here / "onnx")
+    shutil.rmtree(ready / "onnx")
     refused = another_computer(*command, "-o", "x.nii.gz")
     assert refused.code == 2 and "organs needs the model it was trained on. There is no model 'of-the" in refused.err
 
@@ -262,11 +279,10 @@ def test_importing_without_pytorch_says_what_is_missing(another_computer, here, 
     assert used.code == 2 and used.err.count("\n") == 1
 
 
-def test_a_damaged_export_is_refused_on_import(samfinetune, here, tmp_path):
-    assert samfinetune("adapters", "export", here).code == 0
-    decoder = here / "onnx" / "decoder.onnx"
+def test_a_damaged_export_is_refused_on_import(samfinetune, ready, tmp_path):
+    decoder = ready / "onnx" / "decoder.onnx"
     decoder.write_bytes(decoder.read_bytes()[:100_000])
-    refused = samfinetune("adapters", "import", here)
+    refused = samfinetune("adapters", "import", ready)
     assert refused.code == 2 and "decoder.onnx is damaged" in refused.err
     assert not (tmp_path / "home" / "adapters" / "organs").exists()
 
@@ -391,14 +407,14 @@ def test_finetune_sam_class_models_segment_by_themselves(samfinetune, volumes, t
     assert [image.GetMetaData(f"Segment{i}_Name") for i in (0, 1)] == ["class 1", "class 2"]
 
 
-def test_a_server_finds_the_labels_of_its_adapters(samfinetune, here, volumes, tmp_path, monkeypatch):
+def test_a_server_finds_the_labels_of_its_adapters(samfinetune, ready, volumes, tmp_path, monkeypatch):
     """The server has the adapter, in the same folders of data as the command beside it."""
     import threading
 
     from SAMFineTuneLib.service.server import WorkerServer
     from SAMFineTuneLib.service.server_app import ServerApp
 
-    samfinetune("adapters", "import", here)
+    samfinetune("adapters", "import", ready)
     monkeypatch.setenv("SAMFINETUNE_TOKEN", "a token for tests")
     server = WorkerServer(ServerApp("a token for tests"))
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)

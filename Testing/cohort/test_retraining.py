@@ -190,6 +190,12 @@ def tiny(monkeypatch):
     torch.set_num_threads(threads)
 
 
+@pytest.fixture
+def unexported(monkeypatch):
+    """Adapters stay without ONNX files, which take longer to make than two steps; they run in PyTorch."""
+    monkeypatch.setattr("SAMFineTuneLib.models.adapters.merged_export.make_ready", lambda *_: "")
+
+
 def use(cohort: Cohort) -> None:
     """Two steps learn nothing; mark the last adapter as used nevertheless."""
     cohort.change(lambda now: replace(now, adapters=(*now.adapters[:-1], replace(now.adapters[-1], in_use=True))))
@@ -242,7 +248,7 @@ def test_an_adapter_is_trained_then_two_candidates_and_a_new_structure_only_from
     assert read_adapter_folder(cohort.adapter(3)).card.labels == ("blob", "cyst")
 
 
-def test_everybody_sees_that_an_adapter_is_trained_and_cases_are_proposed(tiny, tmp_path, capsys):
+def test_everybody_sees_that_an_adapter_is_trained_and_cases_are_proposed(tiny, unexported, tmp_path, capsys):
     cohort, told = small_cohort(tmp_path, count=6, labelled=5), []
 
     def status(*_) -> None:
