@@ -42,9 +42,8 @@ LEARNING_RATE = 2e-3
 WEIGHT_DECAY = 0.01
 WARM_UP = 0.03
 EMA_DECAY = 0.998
-AGAIN = 0.6
-"""Part of the steps in which the network sees its own answer, after AGAIN_PASSES passes, drawn from these."""
-AGAIN_PASSES = (1, 1, 2, 4)
+AGAIN = 0.2
+"""Part of the steps in which the network sees its own answer."""
 CHECKPOINT_NAME = "checkpoint.pt"
 MEMORY_WEIGHTS = "memory.safetensors"
 _KNOWN_SHARE = 0.2  # weight of the known slices in the loss
@@ -102,7 +101,7 @@ def _answer(network: VolumeMemoryNetwork, batch: dict[str, Tensor], rng: np.rand
     """The network's answer, often to blocks with its own earlier one, on all slices or on some, as propagation asks."""
     count = batch["block"].shape[2]
     block = _whole(batch["block"]).contiguous(memory_format=torch.channels_last_3d)
-    for _ in range(int(rng.choice(AGAIN_PASSES)) if rng.random() < AGAIN else 0):
+    if rng.random() < AGAIN:
         with torch.no_grad():
             earlier = 2 * network(block)[0].sigmoid() - 1
         if rng.random() < 0.25:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import ndimage
 
+from SAMFineTuneLib.inference.block_path import BlockPath, path_through
 from SAMFineTuneLib.inference.slice_registration import carried_masks, joined
-from SAMFineTuneLib.models.volume_block import CELLS, channels, grey_evidence, sampling, stretch
+from SAMFineTuneLib.models.volume_block import channels, grey_evidence, stretch
 from SAMFineTuneLib.training.synthetic_canvas import smooth_noise
 from SAMFineTuneLib.training.synthetic_volumes import SyntheticVolume
 
 MOST_SLICES = 28
-CARRIED = 0.6
-"""Part of the structures whose known masks are carried along with the picture as an earlier answer."""
+CARRIED = 0.85
+"""Part of the structures that are shown as propagation shows them: with masks carried along with the picture as the
+earlier answer."""
+LARGEST_SIDE = 110.0
+"""Canvas voxels: larger structures fill the whole picture, and are left out."""
 
 
 @dataclass(frozen=True)
@@ -57,49 +62,53 @@ def _one_piece(rng: np.random.Generator, mask: np.ndarray) -> np.ndarray | None:
 
 
 def _item(rng: np.random.Generator, volume: SyntheticVolume, mask: np.ndarray, length: int) -> VolumeItem | None:
-    areas = mask.sum((1, 2))
+    count, areas = len(volume.image), mask.sum((1, 2))
     there = np.flatnonzero(areas >= max(4, 0.02 * areas.max()))
-    chosen = _prompted(rng, there)
-    drawn = {k: _as_answered(rng, volume, mask, k) for k in chosen}
+    drawn = {k: _as_answered(rng, volume, mask, k) for k in _prompted(rng, there)}
     drawn = {k: own for k, own in drawn.items() if own.any()}
     if not drawn:
         return None
-    around = np.any(list(drawn.values()), axis=0)
-    rows, columns = np.flatnonzero(around.any(1)), np.flatnonzero(around.any(0))
-    longer = max(rows[-1] - rows[0], columns[-1] - columns[0]) + 1
-    side = max(longer * rng.uniform(1.5, 2.8), 14)
-    if side > 110:
-        return None
-    center = [(line[0] + line[-1] + 1) / 2 + 0.08 * side * rng.uniform(-1, 1) for line in (rows, columns)]
-    size = mask.shape[1]
-    starts = [
-        float(np.clip(c - side / 2, 0, size - side)) if side < size else (size - side) / 2 for c in center
-    ]
-    down, across = (sampling(size, start, side) for start in starts)
-    image = stretch(down @ volume.image @ across.T)
-    target = down @ mask.astype(np.float32) @ across.T
-    seen = np.stack([down @ own.astype(np.float32) @ across.T for own in drawn.values()])
-    evidence = grey_evidence(image, image[list(drawn)], seen)
-    masks, known = np.zeros_like(image), np.zeros(len(image), bool)
-    for k, own in zip(drawn, seen, strict=True):
-        masks[k], known[k] = own, True
+    known = dict(drawn)
     empty = np.flatnonzero(~mask.any((1, 2)))
     if len(empty) and rng.random() < 0.12:  # the user says that it has ended
-        known[rng.choice(empty, min(len(empty), int(rng.integers(1, 3))), replace=False)] = True
-    earlier = np.full_like(image, 0.5)
-    part = _window(rng, len(image), length, there, np.flatnonzero(known))
-    if rng.random() < CARRIED and known[part].any():
-        _carry(rng, volume, drawn, earlier, part, known, (down, across))
-    elif rng.random() < 0.4 or not known[part].any():
-        _fill_earlier(rng, volume, mask, earlier, there, part, (down, across), not known[part].any())
-    ratio = volume.step / (side / CELLS)
-    image, evidence, masks, earlier, target = (one[part] for one in (image, evidence, masks, earlier, target))
-    known = known[part]
-    if not known.any() and not (earlier != 0.5).any():
+        ends = rng.choice(empty, min(len(empty), int(rng.integers(1, 3))), replace=False)
+        known |= {int(k): mask[k] for k in ends}
+    part = _window(rng, count, length, there, list(known))
+    inside = {k: own for k, own in known.items() if k in part}
+    if rng.random() < CARRIED:
+        earlier = _as_propagated(rng, volume, mask, inside, part, there)
+    elif rng.random() < 0.4 or not inside:
+        earlier = _some_answers(rng, volume, mask, part, there, not inside)
+    else:
+        earlier = {}
+    meant = {k: own > 0.5 for k, own in (earlier | inside).items() if (own > 0.5).any()}
+    if not meant:
         return None
-    block = channels(image, evidence, known, masks, earlier, ratio)
-    block, target = _turned(rng, block, target.astype(np.float32))
+    path = _around(rng, meant, count)
+    if path.side > LARGEST_SIDE:
+        return None
+    beyond = [k for k in drawn if k not in part]
+    cells = stretch(np.stack([path.cut(volume.image[k], k) for k in (*part, *beyond)]))
+    image, elsewhere = cells[: len(part)], cells[len(part) :]
+    masks, before, is_known = np.zeros_like(image), np.full_like(image, 0.5), np.array([k in inside for k in part])
+    for number, k in enumerate(part):
+        if k in inside:
+            masks[number] = path.cut(inside[k], k)
+        elif k in earlier:
+            before[number] = path.cut(earlier[k], k)
+    told = np.stack([*masks[is_known], *(path.cut(drawn[k], k) for k in beyond)])
+    evidence = grey_evidence(image, np.concatenate([image[is_known], elsewhere]), told)
+    target = np.stack([path.cut(mask[k], k) for k in part])
+    block = channels(image, evidence, is_known, masks, before, volume.step / path.cell)
+    block, target = _turned(rng, block, target)
     return VolumeItem(block, target, target.max((1, 2)) > 0.4, block[3, :, 0, 0] > 0)
+
+
+def _around(rng: np.random.Generator, masks: Mapping[int, np.ndarray], count: int) -> BlockPath:
+    """The block that follows masks (H, W) of some of `count` slices, as propagation cuts it, a little off."""
+    path = path_through(masks, count)
+    side = path.side * math.exp(rng.uniform(-0.25, 0.3))
+    return BlockPath(path.centers + 0.04 * side * rng.standard_normal(2), side)
 
 
 def _prompted(rng: np.random.Generator, there: np.ndarray) -> list[int]:
@@ -134,41 +143,48 @@ def _as_answered(rng: np.random.Generator, volume: SyntheticVolume, mask: np.nda
     return answer if answer.any() else own
 
 
-def _window(rng: np.random.Generator, count: int, length: int, there: np.ndarray, known: np.ndarray) -> slice:
+def _window(rng: np.random.Generator, count: int, length: int, there: np.ndarray, known: list[int]) -> range:
     """The slices of the block: all, where they are not too many, else those around something of the structure."""
-    about = int(rng.choice(known if len(known) and rng.random() < 0.75 else there))
+    about = int(rng.choice(known if rng.random() < 0.75 else there))
     first = int(np.clip(about - rng.integers(length // 4, 3 * length // 4 + 1), 0, count - length))
-    return slice(first, first + length)
+    return range(first, first + length)
 
 
-def _fill_earlier(rng, volume, mask, earlier, there, part, weights, needed) -> None:
-    """An earlier answer for some neighbouring slices, with the faults of one."""
-    inside = np.arange(part.start, part.stop)
-    inside = inside[(inside >= there[0] - 1) & (inside <= there[-1] + 1)]
-    if not len(inside):
-        return
+def _as_propagated(rng, volume, mask, known, part, there) -> dict[int, np.ndarray]:
+    """What propagation begins a block with: the answers of the block before, at one end of this one, if there is one,
+    and these and the known masks carried along with the picture."""
+    before = {}
+    if not known or rng.random() < 0.25:
+        slices = part[: int(rng.integers(3, 11))] if rng.random() < 0.5 else part[-int(rng.integers(3, 11)) :]
+        before = _answers(rng, volume, mask, [k for k in slices if k not in known and there[0] <= k <= there[-1]])
+    shares = {k: own for k, own in (known | before).items() if (own > 0.5).any()}
+    missing = {k for k in part if k not in known and k not in before}
+    farthest = math.exp(rng.uniform(-0.7, 0.3))
+    picture = volume.image.__getitem__
+    return joined(carried_masks(shares, missing, picture, len(volume.image), volume.step, farthest)) | before
+
+
+def _some_answers(rng, volume, mask, part, there, needed) -> dict[int, np.ndarray]:
+    """An earlier answer for some neighbouring slices."""
+    inside = [k for k in part if there[0] - 1 <= k <= there[-1] + 1]
+    if not inside:
+        return {}
     length = int(rng.integers(1, max(2, (2 * len(inside)) // 3 + 1)))
     if rng.random() < 0.5 or needed:  # the front of a propagation enters from one side
         chosen = inside[:length] if rng.random() < 0.5 else inside[-length:]
     else:
         first = int(rng.integers(0, len(inside) - length + 1))
         chosen = inside[first : first + length]
-    down, across = weights
-    for k in chosen:
+    return _answers(rng, volume, mask, chosen)
+
+
+def _answers(rng, volume, mask, indices) -> dict[int, np.ndarray]:
+    """The structure's share of each pixel (H, W) of some slices, with the faults of an answer."""
+    answers = {}
+    for k in indices:
         own = _as_answered(rng, volume, mask, k) if mask[k].any() else mask[k]
-        soft = ndimage.gaussian_filter(down @ own.astype(np.float32) @ across.T, rng.uniform(0.5, 1.5))
-        earlier[k] = np.clip(soft, 0.02, 0.98)
-
-
-def _carry(rng, volume, drawn, earlier, part, known, weights) -> None:
-    """The known masks, carried along with the picture, as the earlier answer that propagation begins with."""
-    missing = [k for k in range(part.start, part.stop) if not known[k]]
-    shares = {k: own for k, own in drawn.items() if part.start <= k < part.stop}
-    farthest = math.exp(rng.uniform(-1.2, 0.5))
-    carried = carried_masks(shares, missing, volume.image.__getitem__, len(volume.image), volume.step, farthest)
-    down, across = weights
-    for k, share in joined(carried).items():
-        earlier[k] = down @ share @ across.T
+        answers[k] = np.clip(ndimage.gaussian_filter(own.astype(np.float32), rng.uniform(0.3, 1.2)), 0.02, 0.98)
+    return answers
 
 
 def _turned(rng: np.random.Generator, block: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

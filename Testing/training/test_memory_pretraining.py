@@ -93,6 +93,18 @@ def test_known_masks_carried_along_with_the_picture_are_earlier_answers(monkeypa
     assert len(agreement) > 15 and np.mean(agreement) > 0.7
 
 
+def test_blocks_follow_the_structure_as_in_use(monkeypatch):
+    """What is known or was carried to a slice lies in the middle of it, wherever the structure wanders."""
+    monkeypatch.setattr(volume_items, "CARRIED", 1.0)
+    off = []
+    for seed in range(8):
+        for item in draw_items(np.random.default_rng((7, seed)), synthetic_volume((7, seed)), 4):
+            for mask in (item.block[2] > 0) | (item.block[4] > 0):
+                lines = [np.flatnonzero(mask.any(axis)) for axis in (1, 0)]
+                off += [abs((line[0] + line[-1] + 1) / 2 / CELLS - 0.5) for line in lines if line.size]
+    assert len(off) > 200 and np.median(off) < 0.055  # 0.07 in blocks that stay where they begin
+
+
 def test_a_resumed_run_repeats_the_uninterrupted_one(tmp_path, without_export):
     whole, parted, seen = tmp_path / "whole", tmp_path / "parted", []
     history = train(whole, steps=3)
