@@ -524,7 +524,7 @@ class Session(intents.IntentMethods):
 
     def _step(self) -> bool:
         """Do the most urgent step; False when there was nothing to do."""
-        job = None
+        job, embeds = None, self._embedding.active
         try:
             if not self._masks.settled:
                 self._masks.refresh()
@@ -542,6 +542,8 @@ class Session(intents.IntentMethods):
         except UserError as error:
             number = job.number if job is not None else None
             self._tell(events.Failed(str(error), number, cause_of(error)))
+            if embeds and not self._embedding.active:
+                self._tell(events.Finished(None, "embed", cancelled=True))
         return True
 
     def _look(self) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from SAMFineTuneLib.errors import model_error
+from SAMFineTuneLib.disk_errors import disk_error
+from SAMFineTuneLib.errors import UserError, model_error
 from SAMFineTuneLib.images import IntensityWindow, Volume
 from SAMFineTuneLib.images.slice_extraction import picture
 from SAMFineTuneLib.images.slice_plane import aligned_plane, number_of_slices
@@ -37,6 +38,7 @@ class SliceEmbedding:
         """Embed the slice at an orientation and index, then its neighbours outwards. UserError when there is none."""
         aligned_plane(volume, *focus)
         self.focus = focus
+        predictor.cache.failure = None  # the disk may have room by now
         self._steps = self._embed(predictor, volume, window, *focus)
 
     def stop(self) -> None:
@@ -62,5 +64,8 @@ class SliceEmbedding:
             except Exception as error:
                 self.stop()
                 raise model_error(error, f"embed {plane}") from error
+            if (failure := predictor.cache.failure) is not None:
+                self.stop()
+                raise UserError(f"The prepared slices cannot be kept. {disk_error(failure) or failure}") from failure
             meter.step()
             yield

@@ -8,6 +8,7 @@ from region_engine import WINDOW, phantom, region_predictor
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.images import IntensityWindow, aligned_plane, oblique_plane, picture
 from SAMFineTuneLib.images.slice_extraction import extract_labels
+from SAMFineTuneLib.inference.embedding_cache import EmbeddingCache
 from SAMFineTuneLib.inference.settings import PropagationSettings
 from SAMFineTuneLib.prompts import Box3DPrompt, BoxPrompt, MaskPrompt, PointPrompt, ScribblePrompt
 from SAMFineTuneLib.session import events
@@ -562,6 +563,25 @@ def test_the_background_embeds_outwards_from_the_asked_slice(scene, monkeypatch)
     assert not session.work() and told.fetch()[-1] == events.Finished(None, "embed", cancelled=True)
     session.add_prompt(1, point(session, *tube(20)))
     assert session.predictor.encoder_calls == 24  # every slice is there
+
+
+def test_slices_that_cannot_be_kept_are_not_prepared_until_they_can(scene, tmp_path):
+    session, _, told = scene
+    session.predictor.cache = EmbeddingCache(tmp_path / "cache")
+    session.embed("axial", 9)
+    session.work(0.0)
+    (tmp_path / "cache").rename(tmp_path / "away")
+    (tmp_path / "cache").write_text("not a folder")
+    while session.work():
+        pass
+    failed, finished = told.fetch()[-2:]
+    assert failed.text.startswith("The prepared slices cannot be kept. ") and str(tmp_path) in failed.text
+    assert finished == events.Finished(None, "embed", cancelled=True) and session.predictor.encoder_calls == 2
+    (tmp_path / "cache").unlink()
+    session.embed("axial", 9)
+    while session.work():
+        pass
+    assert told.fetch()[-1] == events.Finished(None, "embed") and session.predictor.cache.info().entries == 22
 
 
 def test_masks_go_before_jobs_and_jobs_before_the_background(scene):
