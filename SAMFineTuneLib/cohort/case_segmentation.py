@@ -145,10 +145,9 @@ def _pooled(predictor: Predictor, volume: Volume, orientation: str, cancelled: C
 @functools.lru_cache(maxsize=1)
 def opened_adapter(folder: Path, adapter: int, device: str, threads: int | None) -> tuple[Predictor, dict]:
     """The adapter, ready to answer, and its recipe; kept for further cases."""
-    from SAMFineTuneLib.models.adapters.adapter_folder import read_adapter_folder
     from SAMFineTuneLib.models.store import Store
 
-    found = read_adapter_folder(Cohort(folder).adapter(adapter))
+    found = Cohort(folder).read_adapter(adapter)
     return _predictor(Store().to_run(found), device, threads, found), dict(found.card.recipe)
 
 

@@ -134,7 +134,6 @@ class _Run:
 
     def trained(self) -> TrainedAdapter:
         """Train the candidates, judge them, and record the better one."""
-        from SAMFineTuneLib.models.adapters.adapter_folder import read_adapter_folder
         from SAMFineTuneLib.models.adapters.merged_export import make_ready
         from SAMFineTuneLib.models.store import Store
 
@@ -142,7 +141,7 @@ class _Run:
         teachers, settings = self._lesson(base)
         candidates: dict[str, AdapterFolder | None] = {BASE: None}
         if plan.before is not None:
-            now = read_adapter_folder(self.cohort.adapter(plan.before))
+            now = self.cohort.read_adapter(plan.before)
             if self._may_start_from(now, base, teachers, settings):
                 candidates[f"adapter {plan.before}"] = now
             self.parts = len(candidates)

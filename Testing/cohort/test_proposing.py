@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 
@@ -114,6 +115,17 @@ def test_other_peoples_cases_are_left_alone(tmp_path):
     assert not any(cohort.proposal(key).exists() for key in keys(cohort))
     release(cohort, first, "somebody")
     assert propose(cohort, device="cpu").done == (first,)
+
+
+def test_an_adapter_that_is_gone_or_damaged_is_one_sentence_that_says_what_to_do(tmp_path):
+    cohort = with_adapter(untouched_cohort(tmp_path, count=1))
+    (cohort.adapter(1) / "card.json").write_text("{")
+    with pytest.raises(UserError, match="The cohort's adapter 1 is damaged .*; put its folder .* back from a backup"):
+        propose(cohort, device="cpu")
+    shutil.rmtree(cohort.adapter(1))
+    with pytest.raises(UserError, match="The cohort's adapter 1 is gone; put its folder .* back from a backup"):
+        propose(cohort, device="cpu")
+    assert cohort.state.cases[0].state == "untouched"
 
 
 def test_a_new_adapter_replaces_proposals_only_when_asked(made, tmp_path):
