@@ -16,12 +16,14 @@ from SAMFineTuneLib.cohort.cohort_folder import Cohort
 from SAMFineTuneLib.cohort.cohort_state import CohortCase
 from SAMFineTuneLib.cohort.confidence import Signals, signals_of
 from SAMFineTuneLib.cohort.review import PROPOSED_LABELS
+from SAMFineTuneLib.disk_errors import DiskError
 from SAMFineTuneLib.errors import UserError
-from SAMFineTuneLib.wording import same_name
+from SAMFineTuneLib.wording import same_name, within_sentence
 
 if TYPE_CHECKING:
     from SAMFineTuneLib.images import Volume
     from SAMFineTuneLib.inference.predictor import Predictor
+    from SAMFineTuneLib.models.adapters.adapter_folder import AdapterFolder
 
 _LOOKED_AT = 12  # slices of a case over which its embedding is pooled
 
@@ -142,12 +144,29 @@ def _pooled(predictor: Predictor, volume: Volume, orientation: str, cancelled: C
     return np.concatenate([np.mean(found, axis=0), np.std(found, axis=0)]).astype(np.float32)
 
 
+def read_adapter(cohort: Cohort, number: int) -> AdapterFolder:
+    """The adapter of a cohort's training; UserError when it is gone or damaged."""
+    from SAMFineTuneLib.models.adapters.adapter_folder import read_adapter_folder
+
+    path = cohort.adapter(number)
+    try:
+        return read_adapter_folder(path)
+    except DiskError:
+        raise
+    except UserError as error:
+        what = f"damaged ({within_sentence(str(error)).rstrip('.')})" if path.exists() else "gone"
+        raise UserError(
+            f"The cohort's adapter {number} is {what}; put its folder “{path}” back from a backup. Accepted labels are "
+            "not affected."
+        ) from error
+
+
 @functools.lru_cache(maxsize=1)
 def opened_adapter(folder: Path, adapter: int, device: str, threads: int | None) -> tuple[Predictor, dict]:
     """The adapter, ready to answer, and its recipe; kept for further cases."""
     from SAMFineTuneLib.models.store import Store
 
-    found = Cohort(folder).read_adapter(adapter)
+    found = read_adapter(Cohort(folder), adapter)
     return _predictor(Store().to_run(found), device, threads, found), dict(found.card.recipe)
 
 

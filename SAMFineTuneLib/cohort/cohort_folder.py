@@ -27,18 +27,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from SAMFineTuneLib.cohort.cohort_state import CohortCase, CohortState, as_json, parsed
-from SAMFineTuneLib.disk_errors import DiskError, disk_error
+from SAMFineTuneLib.disk_errors import disk_error
 from SAMFineTuneLib.errors import UserError
 from SAMFineTuneLib.files import beside, write_text
 from SAMFineTuneLib.process_lock import LOCK, ProcessLock
 from SAMFineTuneLib.typed_json import loaded
-from SAMFineTuneLib.wording import within_sentence
-
-if TYPE_CHECKING:
-    from SAMFineTuneLib.models.adapters.adapter_folder import AdapterFolder
 
 STATE_FILE = "cohort.json"
 _PATIENCE = 20.0  # s to wait for another process that writes
@@ -184,22 +179,6 @@ class Cohort:
     def adapter(self, number: int) -> Path:
         """Folder of the adapter of a training."""
         return self.folder / "adapters" / str(number)
-
-    def read_adapter(self, number: int) -> AdapterFolder:
-        """The adapter of a training; UserError when it is gone or damaged."""
-        from SAMFineTuneLib.models.adapters.adapter_folder import read_adapter_folder
-
-        path = self.adapter(number)
-        try:
-            return read_adapter_folder(path)
-        except DiskError:
-            raise
-        except UserError as error:
-            what = f"damaged ({within_sentence(str(error)).rstrip('.')})" if path.exists() else "gone"
-            raise UserError(
-                f"The cohort's adapter {number} is {what}; put its folder “{path}” back from a backup. Accepted labels "
-                "are not affected."
-            ) from error
 
 
 def require_no_cohort(folder: Path) -> None:

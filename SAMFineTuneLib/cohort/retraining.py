@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from SAMFineTuneLib.cohort.adapter_decision import BASE, Dice, about_left_out, called, decide
+from SAMFineTuneLib.cohort.case_segmentation import read_adapter
 from SAMFineTuneLib.cohort.cohort_folder import Cohort
 from SAMFineTuneLib.cohort.cohort_state import CohortState, TrainedAdapter
 from SAMFineTuneLib.cohort.patients import named_patients
@@ -141,7 +142,7 @@ class _Run:
         teachers, settings = self._lesson(base)
         candidates: dict[str, AdapterFolder | None] = {BASE: None}
         if plan.before is not None:
-            now = self.cohort.read_adapter(plan.before)
+            now = read_adapter(self.cohort, plan.before)
             if self._may_start_from(now, base, teachers, settings):
                 candidates[f"adapter {plan.before}"] = now
             self.parts = len(candidates)
