@@ -17,7 +17,7 @@ from SAMFineTuneLib.models.volume_block import stretch
 _STEPS = (20, 15)  # on the coarse and on the fine grid
 _NOISE = 0.7  # cells: pictures are blurred by this much first
 _STIFFNESS = 2.0  # cells: the deformation is smooth over this distance
-_FARTHEST = 1.0  # of the longer side of a mask: how far it is carried
+_FARTHEST = 1.4  # of the longer side of a mask: how far it is carried
 _REACH = 8.0  # slices over which the certainty of a carried mask falls to about a third
 _LONGEST = 1.0  # cells: a step is at most this long
 
