@@ -156,8 +156,8 @@ def read_adapter(cohort: Cohort, number: int) -> AdapterFolder:
     except UserError as error:
         what = f"damaged ({within_sentence(str(error)).rstrip('.')})" if path.exists() else "gone"
         raise UserError(
-            f"The cohort's adapter {number} is {what}; put its folder “{path}” back from a backup. Accepted labels are "
-            "not affected."
+            f"The cohort's adapter {number} is {what}; put its folder “{path}” back from a backup, or train again. "
+            "Accepted labels are not affected."
         ) from error
 
 

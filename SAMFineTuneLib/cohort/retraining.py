@@ -28,6 +28,7 @@ from SAMFineTuneLib.cohort.cohort_state import CohortState, TrainedAdapter
 from SAMFineTuneLib.cohort.patients import named_patients
 from SAMFineTuneLib.cohort.retraining_plan import LABELS, RetrainingPlan, clear_work, divided_cases, retraining_plan
 from SAMFineTuneLib.cohort.running_work import TRAINING, sentence_writer
+from SAMFineTuneLib.disk_errors import DiskError
 from SAMFineTuneLib.errors import UserError, is_out_of_memory
 from SAMFineTuneLib.files import move_over, write_text
 from SAMFineTuneLib.process_lock import owning
@@ -141,8 +142,8 @@ class _Run:
         plan, base, before = self.plan, Store().find(self.plan.model), None
         teachers, settings = self._lesson(base)
         candidates: dict[str, AdapterFolder | None] = {BASE: None}
-        if plan.before is not None:
-            now = read_adapter(self.cohort, plan.before)
+        now, anew = self._adapter_in_use()
+        if now is not None:
             if self._may_start_from(now, base, teachers, settings):
                 candidates[f"adapter {plan.before}"] = now
             self.parts = len(candidates)
@@ -155,6 +156,7 @@ class _Run:
             found[start] = self._judged(start, output, base, part)
         patients = {case.key: case.patient for case in self.cohort.state.cases}
         trained = decide(found, before, patients, tuple(plan.learned), plan.number)
+        trained = replace(trained, reason=f"{anew} {trained.reason}".strip())
         if left_out := len(plan.held_out) - len(plan.compared):
             reason = f"{trained.reason} {about_left_out(left_out)}"
             trained = replace(trained, held_out=tuple(plan.held_out), reason=reason)
@@ -174,6 +176,18 @@ class _Run:
 
         self.cohort.change(recorded)
         return trained
+
+    def _adapter_in_use(self) -> tuple[AdapterFolder | None, str]:
+        """The adapter in use, or None and a sentence where it is gone or damaged: the cohort must not end with it."""
+        number = self.plan.before
+        if number is None:
+            return None, ""
+        try:
+            return read_adapter(self.cohort, number), ""
+        except DiskError:
+            raise
+        except UserError:
+            return None, f"Adapter {number} is gone or damaged, so this training began anew."
 
     def _tell_card(
         self, output: Path, trained: TrainedAdapter, after: Dice, before: Dice | None, patients: Mapping[str, str]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -270,6 +271,17 @@ def test_everybody_sees_that_an_adapter_is_trained_and_cases_are_proposed(tiny, 
     assert not running(cohort.folder) and {*(cohort.folder / PROPOSALS).iterdir()} == {
         cohort.proposal(case.key) for case in cohort.state.those("proposed")
     }
+
+
+def test_a_cohort_whose_adapter_is_gone_is_trained_anew(tiny, unexported, tmp_path):
+    cohort = small_cohort(tmp_path, count=4, labelled=4)
+    retrain(cohort)
+    use(cohort)
+    shutil.rmtree(cohort.adapter(1))
+    again = retrain(cohort)
+    assert again.start == "base" and not again.dice_before
+    assert again.reason.startswith("Adapter 1 is gone or damaged, so this training began anew.")
+    assert read_adapter_folder(cohort.adapter(2)).card.recipe["evidence"] == again.reason
 
 
 def test_labels_that_began_as_its_own_proposals_do_not_judge_for_the_adapter_in_use(tiny, tmp_path):
