@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 
 import numpy as np
@@ -21,10 +22,19 @@ def table(out):
     return {name.strip(): (float(on_slice), float(whole)) for name, on_slice, whole, _, _ in rows}
 
 
-def test_the_demo_measures_what_it_wrote(samfinetune, tmp_path):
+@pytest.mark.parametrize(
+    ("shape", "spacing"),
+    [
+        pytest.param((20, 128, 128), (2.8, 2.8, 6.0), id="half the resolution"),
+        pytest.param((40, 256, 256), (1.4, 1.4, 3.0), id="as users see it", marks=pytest.mark.slow),
+    ],
+)
+def test_the_demo_measures_what_it_wrote(samfinetune, tmp_path, monkeypatch, shape, spacing):
+    made = functools.partial(body_phantom, shape=shape, spacing=spacing)
+    monkeypatch.setattr("SAMFineTuneLib.images.body_phantom", made)
     result = samfinetune("demo")
     assert result.code == 0, result.err
-    volume, labels, names = body_phantom(0)
+    volume, labels, names = body_phantom(0, shape, spacing)
     found = table(result.out)
     assert set(found) == set(names.values())
 
